@@ -1,4 +1,4 @@
-"""`manifest.json`: the contract between the trainer that makes a model and the server that loads it.
+"""`manifest.json`: the contract between the trainer that makes a model and its server.
 
 Every exported folder carries one. It names the target that the model was distilled for, by
 fingerprints rather than by path, so that the server can refuse a pair that does not match.
