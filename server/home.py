@@ -1,0 +1,59 @@
+"""Where Draftsmith keeps models, runs, the registry and logs: never in the checkout."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+
+@dataclass(frozen=True)
+class Home:
+    """The layout of the data folder. Making the object touches nothing; `ensure()` does."""
+
+    root: Path
+
+    @classmethod
+    def default(cls) -> Home:
+        """`DRAFTSMITH_HOME`, or the platform's user data folder."""
+        chosen = os.environ.get("DRAFTSMITH_HOME")
+        folder = Path(chosen) if chosen else Path(platformdirs.user_data_dir("draftsmith"))
+        return cls(folder.expanduser().absolute())
+
+    @property
+    def models(self) -> Path:
+        """One Hugging Face folder per name."""
+        return self.root / "models"
+
+    @property
+    def runs(self) -> Path:
+        """One folder per distillation run: recipe, metrics, checkpoints, export."""
+        return self.root / "runs"
+
+    @property
+    def registry(self) -> Path:
+        """Registered drafts and the table of their names."""
+        return self.root / "registry"
+
+    @property
+    def logs(self) -> Path:
+        """What the engines print."""
+        return self.root / "logs"
+
+    def ensure(self) -> Home:
+        """Make the folders that are missing.
+
+        Raises:
+            ValueError: a folder cannot be made or written.
+        """
+        for folder in (self.models, self.runs, self.registry, self.logs):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ValueError(
+                    f"The folder {folder} cannot be made ({error.strerror}): "
+                    "set DRAFTSMITH_HOME to one that you may write."
+                ) from error
+        return self

@@ -1,0 +1,93 @@
+"""The settings of the server: environment variables `DRAFTSMITH_*`, overridden by flags."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from draftsmith.server.engine.command import EngineConfig
+from draftsmith.server.home import Home
+
+
+class Settings(BaseSettings):
+    """Checked once, when the server starts. Build it with `load_settings`."""
+
+    model_config = SettingsConfigDict(env_prefix="DRAFTSMITH_", extra="forbid", frozen=True)
+
+    home: Path = Field(default_factory=lambda: Home.default().root)
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+
+    target: Path
+    """Folder of the model that decides every token."""
+    draft: Path | None = None
+    """Folder of the model that proposes tokens; none: plain decoding."""
+    served_model_name: Annotated[str, Field(min_length=1, max_length=200)] = ""
+    """The `model` that clients ask for; default: the name of the target's folder."""
+
+    num_speculative_tokens: Annotated[int, Field(ge=1, le=32)] = 3
+    draft_sample_method: Literal["greedy", "probabilistic"] = "probabilistic"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    max_model_len: Annotated[int, Field(ge=1)] | None = None
+    max_num_seqs: Annotated[int, Field(ge=1)] | None = None
+    max_num_batched_tokens: Annotated[int, Field(ge=1)] | None = None
+    kv_cache_bytes: Annotated[int, Field(ge=1 << 20)] | None = None
+    gpu_memory_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    enforce_eager: bool | None = None
+    """None: eager on a CPU, where compiling costs minutes; compiled on a GPU."""
+
+    start_timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    drain_timeout_s: Annotated[float, Field(ge=0)] = 30.0
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 4 << 20
+    max_in_flight: Annotated[int, Field(ge=1)] = 256
+    """Requests inside the engine at a time; one more is answered 503 with Retry-After."""
+    api_key: SecretStr | None = None
+    """When set, every route but /health and /ready asks for `Authorization: Bearer <key>`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_after_target(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if not values.get("served_model_name") and values.get("target"):
+            values = {**values, "served_model_name": Path(values["target"]).resolve().name}
+        return values
+
+    @model_validator(mode="after")
+    def _key_is_usable(self) -> Settings:
+        if self.api_key is not None and len(self.api_key.get_secret_value()) < 16:
+            raise ValueError("use at least 16 characters for api_key")
+        return self
+
+    def engine_config(self) -> EngineConfig:
+        return EngineConfig(
+            target=self.target,
+            draft=self.draft,
+            served_model_name=self.served_model_name,
+            num_speculative_tokens=self.num_speculative_tokens,
+            draft_sample_method=self.draft_sample_method,
+            dtype=self.dtype,
+            max_model_len=self.max_model_len,
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            kv_cache_bytes=self.kv_cache_bytes,
+            gpu_memory_fraction=self.gpu_memory_fraction,
+            enforce_eager=self.enforce_eager,
+        )
+
+
+def load_settings(**flags: object) -> Settings:
+    """Settings from the environment, with the flags that are not None on top.
+
+    Raises:
+        ValueError: one sentence that names the first wrong setting.
+    """
+    given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "settings"
+        reason = first["msg"].removeprefix("Value error, ")
+        raise ValueError(f"Setting '{where}' is wrong: {reason}.") from error
