@@ -16,8 +16,6 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 MANIFEST_NAME = "manifest.json"
-SCHEMA_VERSION = 1
-
 # Keys of config.json that say how or by what a folder was written, not what the model is.
 _VOLATILE_CONFIG_KEYS = {"_name_or_path", "_model_name_or_path", "transformers_version"}
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf")
@@ -49,7 +47,7 @@ class FileEntry(_Strict):
 
 
 class Manifest(_Strict):
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     kind: Literal["draft", "student"]
     target: TargetIdentity
     recipe: dict[str, Any]

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Divergence = Literal["forward_kl", "reverse_kl", "jsd", "tvd"]
-DType = Literal["float32", "bfloat16"]
+DType = Literal["float32", "bfloat16", "auto"]
 BUILTIN_FOLDER = Path(__file__).parent / "recipes"
 
 
@@ -25,7 +25,8 @@ class _Section(BaseModel):
 class TeacherSection(_Section):
     model: str = "smollm2-135m-instruct"
     """A folder, a name in the local store, or a Hugging Face hub id."""
-    dtype: DType = "bfloat16"
+    dtype: DType = "auto"
+    """`auto` is bfloat16 where the machine multiplies it natively, else float32."""
 
 
 class StudentSection(_Section):
@@ -100,7 +101,7 @@ class TrainSection(_Section):
     max_grad_norm: float = Field(1.0, gt=0)
     zero_stage: Literal[0, 1, 2, 3] = 1
     dtype: DType = "float32"
-    """Of the forward pass; weights and optimiser state stay float32."""
+    """Of matrix products; weights, optimiser state and divergences stay float32."""
     save_every: int = Field(100, ge=1)
     eval_every: int = Field(50, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
@@ -117,7 +118,7 @@ class EvaluateSection(_Section):
 class ExportSection(_Section):
     name: str | None = None
     """Name in the registry; the recipe's name by default."""
-    dtype: DType = "bfloat16"
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
 
 
 class Recipe(_Section):

@@ -20,14 +20,15 @@ class PairStats:
 
     overlap_N: sum min(p, q), the chance that a sampled draft token is accepted.
     p_draft_argmax_N: p(argmax q), the chance that a greedy draft token is accepted.
-    argmax_equal_N: 1 where both models' most likely tokens agree.
+    draft_argmax_N: the draft's most likely token; a greedy server accepts it where the target
+        chose the same.
     log_p_N, log_q_N: log-probability of the token that the target gave.
     forward_kl_N: KL(p || q), in nats.
     """
 
     overlap_N: Tensor
     p_draft_argmax_N: Tensor
-    argmax_equal_N: Tensor
+    draft_argmax_N: Tensor
     log_p_N: Tensor
     log_q_N: Tensor
     forward_kl_N: Tensor
@@ -49,13 +50,13 @@ def pair_stats(
 
     Args:
         token_N: token that the target chose at each position.
-        temperature: must be positive; greedy serving is described by argmax_equal_N.
+        temperature: must be positive; greedy serving is described by draft_argmax_N.
 
     Raises:
         ValueError: temperature is not positive, or the vocabularies differ.
     """
     if temperature <= 0:
-        raise ValueError("pair_stats needs a positive temperature; argmax_equal_N is for greedy.")
+        raise ValueError("pair_stats needs a positive temperature; draft_argmax_N is for greedy.")
     if draft.vocab_size != target.vocab_size:
         raise ValueError(
             f"The draft has {draft.vocab_size} tokens and the target {target.vocab_size}: "
@@ -94,7 +95,7 @@ def _chunk_stats(draft_CV: Tensor, target_CV: Tensor, token_C: Tensor, top_p: fl
     return PairStats(
         overlap_N=torch.minimum(p_CV, log_q_CV.exp()).sum(-1),
         p_draft_argmax_N=_pick(p_CV, draft_argmax_C),
-        argmax_equal_N=(draft_argmax_C == target_CV.argmax(-1)).to(p_CV.dtype),
+        draft_argmax_N=draft_argmax_C,
         log_p_N=_pick(p_CV, token_C).log(),
         log_q_N=_pick(log_q_CV, token_C),
         forward_kl_N=forward_kl_C,

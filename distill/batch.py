@@ -1,0 +1,58 @@
+"""Pad responses into one batch, and mark which positions are trained.
+
+Legend: B sequences, T positions, N trained tokens, H width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt and a response to it, as token ids; `source` is student or recorded."""
+
+    prompt: tuple[int, ...]
+    response: tuple[int, ...]
+    source: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """tokens_BT with attention_BT over real tokens and predicts_BT over the positions whose
+    *next* token belongs to a response: masks go by position, so a stop token that equals the
+    padding token is still trained."""
+
+    tokens_BT: Tensor
+    attention_BT: Tensor
+    predicts_BT: Tensor
+
+    @property
+    def labels_N(self) -> Tensor:
+        """The response tokens, in the order in which predicts_BT selects hidden states."""
+        return self.tokens_BT[:, 1:][self.predicts_BT[:, :-1]]
+
+
+def make_batch(examples: Sequence[Example], pad_token: int, device: torch.device) -> Batch:
+    """Pad on the right, which changes nothing for causal attention."""
+    length = max(len(example.prompt) + len(example.response) for example in examples)
+    tokens_BT = torch.full((len(examples), length), pad_token)
+    attention_BT = torch.zeros_like(tokens_BT)
+    predicts_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
+    for row, example in enumerate(examples):
+        tokens = torch.tensor(example.prompt + example.response)
+        tokens_BT[row, : len(tokens)] = tokens
+        attention_BT[row, : len(tokens)] = 1
+        predicts_BT[row, len(example.prompt) - 1 : len(tokens) - 1] = True
+    return Batch(tokens_BT.to(device), attention_BT.to(device), predicts_BT.to(device))
+
+
+def response_states(model_body: torch.nn.Module, batch: Batch) -> Tensor:
+    """Hidden states [N, H] of the positions that predict response tokens."""
+    output = model_body(input_ids=batch.tokens_BT, attention_mask=batch.attention_BT)
+    hidden_NH: Tensor = output.last_hidden_state[batch.predicts_BT]
+    return hidden_NH

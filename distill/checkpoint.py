@@ -1,0 +1,85 @@
+"""Checkpoints that are complete or absent.
+
+DeepSpeed writes model and optimiser state into a `.partial` folder; the marker with the hashes of
+all files is written last, and only then is the folder renamed. A run killed at any moment finds
+its newest complete checkpoint, and one that was damaged later is passed over with a warning.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from draftsmith.distill import distributed
+from draftsmith.distill.manifest import FileEntry, list_files
+
+MARKER = "COMPLETE.json"
+_TAG = "state"
+
+
+def save_checkpoint(folder: Path, engine: Any, step: int, keep: int) -> Path:
+    """Write the state after `step` steps under `folder` and drop all but the newest `keep`."""
+    final = folder / f"step-{step:08d}"
+    partial = final.with_suffix(".partial")
+    if distributed.is_main():
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    distributed.barrier()
+    engine.save_checkpoint(str(partial), tag=_TAG, client_state={"step": step}, save_latest=False)
+    distributed.barrier()
+    if distributed.is_main():
+        _complete(partial, step)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        _sync(folder)
+        for old in _steps(folder)[:-keep]:
+            shutil.rmtree(old)
+    distributed.barrier()
+    return final
+
+
+def load_checkpoint(folder: Path, engine: Any) -> int:
+    """Restore the newest complete checkpoint into `engine` and return its step; 0 without one."""
+    newest = None
+    if distributed.is_main():
+        newest = next((path for path in reversed(_steps(folder)) if _is_intact(path)), None)
+    path = distributed.gather_objects(newest)[0]
+    if path is None:
+        return 0
+    _, state = engine.load_checkpoint(str(path), tag=_TAG)
+    return int(state["step"])
+
+
+def _complete(partial: Path, step: int) -> None:
+    for path in partial.rglob("*"):
+        _sync(path)
+    files = [entry.model_dump() for entry in list_files(partial)]
+    marker = partial / MARKER
+    marker.write_text(json.dumps({"step": step, "files": files}, indent=2), encoding="utf-8")
+    _sync(marker)
+    _sync(partial)
+
+
+def _steps(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("step-*") if (path / MARKER).is_file())
+
+
+def _is_intact(path: Path) -> bool:
+    expected = json.loads((path / MARKER).read_text(encoding="utf-8"))["files"]
+    found = [entry for entry in list_files(path) if entry.path != MARKER]
+    if found == [FileEntry.model_validate(entry) for entry in expected]:
+        return True
+    print(f"warning: checkpoint {path} is damaged and is passed over.", file=sys.stderr)
+    return False
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,60 @@
+"""Write a student as a Hugging Face folder with its manifest: complete or absent.
+
+Here the words change: what was teacher and student becomes target and draft.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+
+from draftsmith.distill.manifest import Manifest, list_files, target_identity, write_manifest
+from draftsmith.distill.models import load_tokenizer
+from draftsmith.distill.recipe import Recipe
+
+_VERSIONED = ("draftsmith", "torch", "transformers", "deepspeed")
+
+
+def export_draft(
+    student: PreTrainedModel,
+    teacher_folder: Path,
+    recipe: Recipe,
+    output: Path,
+    evaluation: dict[str, Any],
+) -> Manifest:
+    """Write weights, config, the teacher's tokenizer and `manifest.json` into `output`.
+
+    An earlier export in `output` is replaced.
+    """
+    partial = output.with_name(output.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[recipe.export.dtype]
+    # A copy, so that a run can export and then go on training in float32.
+    state = {name: tensor.detach().to(dtype) for name, tensor in student.state_dict().items()}
+    student.generation_config = GenerationConfig.from_model_config(student.config)
+    before = student.config.dtype
+    student.config.dtype = dtype
+    student.save_pretrained(partial, state_dict=state, safe_serialization=True)
+    student.config.dtype = before
+    load_tokenizer(teacher_folder).save_pretrained(partial)
+    target = target_identity(teacher_folder)
+    resolved = recipe.model_copy(
+        update={"teacher": recipe.teacher.model_copy(update={"model": target.name})}
+    )
+    manifest = Manifest(
+        kind="draft",
+        target=target,
+        recipe=resolved.model_dump(mode="json"),
+        versions={name: importlib.metadata.version(name) for name in _VERSIONED},
+        evaluation=evaluation,
+        files=list_files(partial),
+    )
+    write_manifest(partial, manifest)
+    shutil.rmtree(output, ignore_errors=True)
+    partial.rename(output)
+    return manifest

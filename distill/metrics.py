@@ -1,0 +1,35 @@
+"""`metrics.jsonl`: the truth of a run, one JSON object a line, appended as it happens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from draftsmith.distill import distributed
+
+
+class Metrics:
+    """Appends records; after a resume, records of steps that are done again are dropped first."""
+
+    def __init__(self, path: Path, resume_from: int) -> None:
+        self.path = path
+        if not distributed.is_main():
+            return
+        kept = [record for record in read_metrics(path) if record["step"] <= resume_from]
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        partial.replace(path)
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        if distributed.is_main():
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps({"kind": kind, "step": step} | values) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All whole lines; a last line cut short by a crash is left out."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]

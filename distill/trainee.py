@@ -1,0 +1,125 @@
+"""The student inside a DeepSpeed engine: one forward pass gives the loss of a micro-batch.
+
+The loss is computed inside the wrapped module's forward, where ZeRO gathers sharded weights and
+arms gradient reduction; outside of it gradients would silently stay local.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import deepspeed
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from draftsmith.distill.batch import Batch, response_states
+from draftsmith.distill.distributed import world_size
+from draftsmith.distill.models import body, head_weight
+from draftsmith.distill.recipe import ObjectiveSection, Recipe, TrainSection
+from draftsmith.kernels.linear import fused_linear_divergence
+from draftsmith.kernels.signal import TeacherSignal
+
+
+class Trainee(torch.nn.Module):
+    """Student and objective as one module."""
+
+    def __init__(
+        self, student: PreTrainedModel, objective: ObjectiveSection, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.objective = objective
+        self.dtype = dtype
+
+    def forward(self, batch: Batch, signal: TeacherSignal, scale: float) -> tuple[Tensor, Tensor]:
+        """Returns (loss, loss_N): scale times the summed divergence, and each token's."""
+        with autocast(batch.tokens_BT.device, self.dtype):
+            hidden_NH = response_states(body(self.student), batch)
+        return fused_linear_divergence(
+            hidden_NH,
+            head_weight(self.student),
+            signal,
+            torch.full((len(signal),), scale, device=hidden_NH.device),
+            divergence=self.objective.divergence,
+            beta=self.objective.beta,
+            temperature=self.objective.temperature,
+            compute_dtype=self.dtype,
+        )
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+def start_engine(student: PreTrainedModel, recipe: Recipe, dtype: torch.dtype) -> Any:
+    """Wrap the student in a DeepSpeed engine with AdamW, as the recipe says.
+
+    Raises:
+        ValueError: the batch cannot be divided over processes and micro-batches.
+    """
+    trainee = Trainee(student, recipe.objective, dtype)
+    if recipe.train.zero_stage == 3:
+        deepspeed.zero.register_external_parameter(trainee, head_weight(student))
+    optimizer = torch.optim.AdamW(
+        student.parameters(),
+        lr=recipe.train.learning_rate,
+        betas=recipe.train.betas,
+        weight_decay=recipe.train.weight_decay,
+    )
+    engine, *_ = deepspeed.initialize(
+        model=trainee, optimizer=optimizer, config=_deepspeed_config(recipe.train)
+    )
+    return engine
+
+
+def micro_batches_per_process(train: TrainSection) -> int:
+    """Raises ValueError where the global batch cannot be divided evenly."""
+    share = train.micro_batch_size * world_size()
+    if train.batch_size % share:
+        raise ValueError(
+            f"train.batch_size ({train.batch_size}) must be a multiple of micro_batch_size times "
+            f"processes ({train.micro_batch_size} x {world_size()})."
+        )
+    return train.batch_size // share
+
+
+def learning_rate(train: TrainSection, step: int) -> float:
+    """Linear warm-up, then a cosine down to `min_learning_rate_ratio` of the peak."""
+    if step < train.warmup_steps:
+        return train.learning_rate * (step + 1) / train.warmup_steps
+    progress = (step - train.warmup_steps) / max(1, train.steps - train.warmup_steps)
+    floor = train.min_learning_rate_ratio
+    return train.learning_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def set_learning_rate(engine: Any, value: float) -> None:
+    for group in engine.optimizer.param_groups:
+        group["lr"] = value
+
+
+@contextlib.contextmanager
+def whole_student(engine: Any) -> Iterator[PreTrainedModel]:
+    """The student with all its weights, gathered where ZeRO-3 has sharded them."""
+    student: PreTrainedModel = engine.module.student
+    sharded = engine.zero_optimization_stage() == 3
+    parameters = list(student.parameters())
+    with deepspeed.zero.GatheredParameters(parameters, enabled=sharded):
+        student.eval()
+        yield student
+        student.train()
+
+
+def _deepspeed_config(train: TrainSection) -> dict[str, Any]:
+    return {
+        "train_micro_batch_size_per_gpu": train.micro_batch_size,
+        "gradient_accumulation_steps": micro_batches_per_process(train),
+        "gradient_clipping": train.max_grad_norm,
+        "zero_optimization": {"stage": train.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 2**31,
+    }
