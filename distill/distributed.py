@@ -12,7 +12,6 @@ from torch import Tensor
 
 from draftsmith.distill.models import default_device
 
-
 _ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
 
 

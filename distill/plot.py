@@ -1,0 +1,60 @@
+"""The picture of a run: loss, and acceptance on held-out answers, over steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from draftsmith.distill.metrics import read_metrics
+
+_SMOOTHING = 20  # steps in the moving average drawn over the raw loss
+
+
+def plot_curves(metrics: Path, output: Path) -> None:
+    """Draw `metrics.jsonl` as a PNG of two panels."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    records = read_metrics(metrics)
+    steps = [record for record in records if record["kind"] == "train"]
+    evaluations = [record for record in records if record["kind"] == "evaluation"]
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    _plot_loss(left, steps)
+    _plot_acceptance(right, evaluations)
+    figure.savefig(output, dpi=120)
+    pyplot.close(figure)
+
+
+def _plot_loss(axes: Any, steps: list[dict[str, Any]]) -> None:
+    x = [record["step"] for record in steps]
+    loss = [record["loss"] for record in steps]
+    smooth = [
+        sum(loss[max(0, i - _SMOOTHING + 1) : i + 1]) / min(i + 1, _SMOOTHING)
+        for i in range(len(loss))
+    ]
+    axes.plot(x, loss, color="tab:blue", alpha=0.25, linewidth=0.8)
+    axes.plot(x, smooth, color="tab:blue", label=f"mean of {_SMOOTHING} steps")
+    axes.set(xlabel="step", ylabel="divergence, nats a token", title="Training loss")
+    axes.legend(frameon=False)
+    axes.set_ylim(bottom=0)
+
+
+def _plot_acceptance(axes: Any, evaluations: list[dict[str, Any]]) -> None:
+    x = [record["step"] for record in evaluations]
+    lines = {
+        "alpha_argmax": "argmax agrees",
+        "alpha_greedy_draft": "p(argmax q)",
+        "alpha_overlap": "sum min(p, q)",
+    }
+    for field, label in lines.items():
+        axes.plot(x, [record[field] for record in evaluations], marker="o", label=label)
+    axes.set(xlabel="step", ylabel="acceptance rate", title="Held-out acceptance", ylim=(0, 1))
+    axes.legend(frameon=False, loc="upper left")
+    tau = axes.twinx()
+    lookahead = "3" if "3" in evaluations[-1]["block_efficiency"] else "1"
+    values = [record["block_efficiency"][lookahead] for record in evaluations]
+    tau.plot(x, values, color="black", linestyle="--", marker="s", markersize=4)
+    tau.set_ylabel(f"tokens a target call at lookahead {lookahead} (dashed)")
+    tau.set_ylim(bottom=1)

@@ -1,0 +1,199 @@
+"""The folder of a run, and everything that is prepared before its first step."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from draftsmith.distill import distributed
+from draftsmith.distill.answers import Answer, EncodedPrompt, record_answers
+from draftsmith.distill.batch import Example
+from draftsmith.distill.models import (
+    count_parameters,
+    default_device,
+    load_model,
+    load_tokenizer,
+    stop_tokens,
+    torch_dtype,
+)
+from draftsmith.distill.prompts import Prompt, encode_prompts, load_prompts
+from draftsmith.distill.recipe import Recipe
+from draftsmith.distill.rollout import teacher_samplings
+from draftsmith.distill.sampling import Sampling
+from draftsmith.distill.student import check_same_vocabulary, make_student
+from draftsmith.distill.teacher import Teacher
+
+RECIPE_NAME = "recipe.json"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run keeps its things."""
+
+    root: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.root / RECIPE_NAME
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def initial(self) -> Path:
+        """The student before training, as a draft folder."""
+        return self.root / "initial"
+
+    @property
+    def draft(self) -> Path:
+        """The trained draft."""
+        return self.root / "draft"
+
+    @property
+    def picture(self) -> Path:
+        return self.root / "curves.png"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the training loop needs: models, prompts as tokens, and recorded answers."""
+
+    teacher: Teacher
+    student: PreTrainedModel
+    dtype: torch.dtype
+    stop_tokens: list[int]
+    prompts: list[EncodedPrompt]
+    answers: list[list[Answer]]
+    heldout: list[Example]
+
+
+def open_run(recipe: Recipe, root: Path, resume: bool) -> RunFolder:
+    """Make the folder of a new run, or check that `root` holds the run to go on with.
+
+    Raises:
+        ValueError: a new run would overwrite one, or the run to resume has another recipe.
+    """
+    folder = RunFolder(root)
+    saved = folder.recipe.read_text(encoding="utf-8") if folder.recipe.is_file() else None
+    distributed.barrier()
+    if saved is not None and not resume:
+        raise ValueError(f"{root} already holds a run: add --resume or choose another --output.")
+    if saved is not None:
+        _check_same_recipe(Recipe.model_validate_json(saved), recipe, root)
+    elif distributed.is_main():
+        root.mkdir(parents=True, exist_ok=True)
+        folder.recipe.write_text(recipe.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    distributed.barrier()
+    return folder
+
+
+def prepare(recipe: Recipe, folder: RunFolder) -> Prepared:
+    """Load the teacher, make the student, encode the prompts and record the teacher's answers.
+
+    Raises:
+        ValueError: names what is wrong with the models, the prompts or the disk.
+    """
+    teacher_folder = Path(recipe.teacher.model)
+    # Cheap checks come first: a typo in a prompt file must not cost a model's loading time.
+    train_set = load_prompts(recipe.data.train, limit=recipe.data.limit)
+    heldout_set = load_prompts(recipe.data.heldout, limit=recipe.data.heldout_limit)
+    tokenizer = load_tokenizer(teacher_folder)
+    prompts = _encode(train_set, tokenizer, recipe)
+    heldout_prompts = _encode(heldout_set, tokenizer, recipe)
+
+    model = load_model(teacher_folder, torch_dtype(recipe.teacher.dtype)).to(default_device())
+    student = make_student(model, recipe.student, recipe.seed).to(default_device())
+    check_same_vocabulary(model, student)
+    _check_disk(student, recipe, folder.root)
+    stops = stop_tokens(model, tokenizer)
+    answers = record_answers(
+        folder.root / "answers-train.jsonl",
+        model,
+        prompts,
+        teacher_samplings(recipe.rollout),
+        seed=recipe.seed,
+        stop_tokens=stops,
+        batch_size=recipe.rollout.batch_size,
+        label="teacher answers",
+    )
+    heldout_answers = record_answers(
+        folder.root / "answers-heldout.jsonl",
+        model,
+        heldout_prompts,
+        [_serving_sampling(recipe)],
+        seed=recipe.seed,
+        stop_tokens=stops,
+        batch_size=recipe.rollout.batch_size,
+        label="teacher answers, held out",
+    )
+    heldout = [
+        Example(prompt.tokens, answer.tokens, "recorded")
+        for prompt, (answer, *_) in zip(heldout_prompts, heldout_answers, strict=True)
+    ]
+    return Prepared(
+        teacher=Teacher(model),
+        student=student,
+        dtype=torch_dtype(recipe.train.dtype),
+        stop_tokens=stops,
+        prompts=prompts,
+        answers=answers,
+        heldout=heldout,
+    )
+
+
+def _serving_sampling(recipe: Recipe) -> Sampling:
+    section = recipe.evaluate
+    return Sampling(recipe.rollout.max_new_tokens, section.temperature, section.top_p)
+
+
+def _encode(
+    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, recipe: Recipe
+) -> list[EncodedPrompt]:
+    encoded = encode_prompts(prompts, tokenizer, recipe.data.max_prompt_tokens)
+    return [
+        EncodedPrompt(prompt.id, tuple(tokens), _given_answer(prompt, tokenizer, recipe))
+        for prompt, tokens in zip(prompts, encoded, strict=True)
+    ]
+
+
+def _given_answer(
+    prompt: Prompt, tokenizer: PreTrainedTokenizerBase, recipe: Recipe
+) -> tuple[int, ...] | None:
+    if prompt.response is None:
+        return None
+    tokens = tokenizer(prompt.response, add_special_tokens=False)["input_ids"]
+    return (*tokens, tokenizer.eos_token_id)[: recipe.rollout.max_new_tokens]
+
+
+def _check_same_recipe(saved: Recipe, given: Recipe, root: Path) -> None:
+    ours, theirs = saved.model_dump(), given.model_dump()
+    for section, value in ours.items():
+        if value != theirs[section]:
+            fields = value if isinstance(value, dict) else {}
+            field = next((name for name in fields if fields[name] != theirs[section][name]), None)
+            where = f"{section}.{field}" if field else section
+            raise ValueError(
+                f"{root} was started with another recipe: {where} differs; resume it unchanged."
+            )
+
+
+def _check_disk(student: PreTrainedModel, recipe: Recipe, root: Path) -> None:
+    # Per parameter: float32 weights and two moments a checkpoint, and two exported folders.
+    per_parameter = 12 * (recipe.train.keep_checkpoints + 1) + 2 * 4
+    needed = count_parameters(student) * per_parameter
+    free = shutil.disk_usage(root).free
+    if free < needed:
+        raise ValueError(
+            f"{root} has {free / 2**30:.1f} GiB free, but this run writes up to "
+            f"{needed / 2**30:.1f} GiB: free some space or choose another --output."
+        )

@@ -1,0 +1,154 @@
+"""The distillation run. Read this first: prompts -> rollout -> teacher -> loss -> step -> draft.
+
+    python -m draftsmith.distill.train --recipe RECIPE.toml --output FOLDER [--set a.b=c] [--resume]
+
+`draftsmith distill` starts it, under torchrun when it asks for several processes.
+
+Legend: B sequences, N trained tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from draftsmith.distill import distributed
+from draftsmith.distill.batch import Example, make_batch
+from draftsmith.distill.checkpoint import load_checkpoint, save_checkpoint
+from draftsmith.distill.evaluate import Acceptance, evaluate, prepare_heldout
+from draftsmith.distill.export import export_draft
+from draftsmith.distill.metrics import Metrics
+from draftsmith.distill.models import quiet_libraries
+from draftsmith.distill.plot import plot_curves
+from draftsmith.distill.progress import track
+from draftsmith.distill.recipe import Recipe, load_recipe
+from draftsmith.distill.rollout import rollout
+from draftsmith.distill.run import Prepared, RunFolder, open_run, prepare
+from draftsmith.distill.trainee import (
+    learning_rate,
+    set_learning_rate,
+    start_engine,
+    whole_student,
+)
+
+
+def train(recipe: Recipe, output: Path, *, resume: bool = False) -> RunFolder:
+    """Distil a draft as `recipe` says and leave it in the run folder `output`.
+
+    Args:
+        recipe: `teacher.model` must be a local folder by now.
+        resume: go on from the newest complete checkpoint in `output`, if there is one.
+
+    Raises:
+        ValueError: names what is wrong with recipe, prompts, models or disk.
+    """
+    folder = open_run(recipe, output, resume)
+    run = prepare(recipe, folder)
+    heldout = prepare_heldout(
+        run.teacher, run.heldout, run.stop_tokens[0], recipe.train.micro_batch_size
+    )
+    engine = start_engine(run.student, recipe, run.dtype)
+    start = load_checkpoint(folder.checkpoints, engine)
+    metrics = Metrics(folder.metrics, start)
+
+    def measure(step: int, label: str = "") -> Acceptance:
+        with whole_student(engine) as student:
+            acceptance = evaluate(student, heldout, recipe.evaluate, label)
+        metrics.write("evaluation", step, **acceptance.model_dump(mode="json"))
+        return acceptance
+
+    def export(into: Path, acceptance: Acceptance) -> None:
+        with whole_student(engine) as student:
+            if distributed.is_main():
+                evaluation = acceptance.model_dump(mode="json")
+                export_draft(student, Path(recipe.teacher.model), recipe, into, evaluation)
+        distributed.barrier()
+
+    if start == 0:
+        acceptance = measure(0, "evaluation before")
+        export(folder.initial, acceptance)
+    with track("distil", recipe.train.steps, start) as bar:
+        for step in range(start, recipe.train.steps):
+            began = time.perf_counter()
+            with whole_student(engine) as student:
+                examples = rollout(
+                    student, recipe, step, run.prompts, run.answers, run.stop_tokens, run.dtype
+                )
+            sampled = time.perf_counter()
+            record = train_step(engine, run, recipe, step, examples)
+            seconds = {"rollout": sampled - began, "update": time.perf_counter() - sampled}
+            metrics.write("train", step + 1, **record, seconds=seconds)
+            bar.advance(note=f"loss {record['loss']:.3f}")
+            if (step + 1) % recipe.train.eval_every == 0 and step + 1 < recipe.train.steps:
+                measure(step + 1)
+            if (step + 1) % recipe.train.save_every == 0 or step + 1 == recipe.train.steps:
+                save_checkpoint(folder.checkpoints, engine, step + 1, recipe.train.keep_checkpoints)
+    export(folder.draft, measure(recipe.train.steps, "evaluation after"))
+    if distributed.is_main():
+        plot_curves(folder.metrics, folder.picture)
+    return folder
+
+
+def train_step(
+    engine: Any, run: Prepared, recipe: Recipe, step: int, examples: Sequence[Example]
+) -> dict[str, float]:
+    """One optimiser step on this process's `examples`; returns what is logged.
+
+    The normaliser is the number of trained tokens over all processes and micro-batches, counted
+    after generation, so that neither split changes the loss or its gradient.
+    """
+    counts = torch.tensor([sum(len(example.response) for example in examples),
+                           sum(example.source == "student" for example in examples)],
+                          dtype=torch.float64)  # fmt: skip
+    tokens, from_student = distributed.sum_over_processes(counts).tolist()
+    # DeepSpeed averages gradients over processes; the loss is a sum over all of them.
+    scale = distributed.world_size() / tokens
+    set_learning_rate(engine, learning_rate(recipe.train, step))
+    total = torch.zeros(1, dtype=torch.float64)
+    size = recipe.train.micro_batch_size
+    for start in range(0, len(examples), size):
+        batch = make_batch(examples[start : start + size], run.stop_tokens[0], engine.device)
+        loss, loss_N = engine(batch, run.teacher.signal(batch), scale)
+        engine.backward(loss, scale_wrt_gas=False)
+        engine.step()
+        total += loss_N.sum().double().cpu()
+    return {
+        "loss": distributed.sum_over_processes(total).item() / tokens,
+        "grad_norm": float(engine.get_global_grad_norm()),
+        "learning_rate": learning_rate(recipe.train, step),
+        "tokens": int(tokens),
+        "student_share": from_student / recipe.train.batch_size,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Distil a draft as a recipe says.")
+    parser.add_argument("--recipe", required=True)
+    parser.add_argument("--output", required=True, type=Path)
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="a.b=c")
+    parser.add_argument("--resume", action="store_true")
+    arguments = parser.parse_args()
+    quiet_libraries()
+    try:
+        recipe = load_recipe(arguments.recipe, arguments.overrides)
+        distributed.start_processes()
+        train(recipe, arguments.output, resume=arguments.resume)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        sys.exit(f"error: No space left on the disk of {arguments.output}: free some and resume.")
+    finally:
+        distributed.stop_processes()
+
+
+if __name__ == "__main__":
+    main()
