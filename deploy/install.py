@@ -8,6 +8,8 @@ torch by exact version before anything else can ask for a build that does not fi
 with nothing changed does nothing. Standard library only; the pins are in constraints*.txt.
 """
 
+from __future__ import annotations  # an older Python gets as far as being told so
+
 import argparse
 import hashlib
 import os
@@ -87,13 +89,16 @@ class Pip:
         self.log = log
 
     def run(self, *arguments: str) -> None:
-        """Run pip; raise SetupError with the end of its output when it fails."""
+        """Run pip; raise SetupError with its last error when it fails."""
         with self.log.open("a") as log:
+            start = log.tell()
             command = [str(self.python), "-m", "pip", *arguments]
             status = subprocess.call(command, stdout=log, stderr=log, cwd=ROOT)
         if status != 0:
-            tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
-            raise SetupError(f"{tail}\npip failed; its whole output is in {self.log}.")
+            output = self.log.read_bytes()[start:].decode(errors="replace").splitlines()
+            errors = [line for line in output if line.startswith("ERROR: ")] or output[-1:]
+            reason = errors[-1].replace("ERROR: ", "", 1) if errors else f"exit status {status}"
+            raise SetupError(f"pip failed ({reason}); its whole output is in {self.log}.")
 
 
 def install_torch(pip: Pip, device: str) -> str:
