@@ -112,12 +112,12 @@ class EngineProcess:
             self._folder = _private_folder()
             command = engine_command(self.config, self.socket)
             environment = engine_environment(self._folder)
+            arguments = (str(self._folder), str(self.grace_s))
             self.log_file.parent.mkdir(parents=True, exist_ok=True)
             with self.log_file.open("ab") as log:
                 self._log_start = log.tell()
                 self._watchdog = subprocess.Popen(
-                    [sys.executable, "-I", "-S", str(_WATCHDOG)]
-                    + [str(self._folder), str(self.grace_s), *command],
+                    [sys.executable, "-I", "-S", str(_WATCHDOG), *arguments, *command],
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=log,
@@ -204,7 +204,7 @@ class EngineProcess:
 
     def _check_plugin(self) -> None:
         """vLLM only logs it when a plug-in cannot be imported; serving without ours is unsafe."""
-        if not _FAULTS <= self.plugin_report().keys():
+        if _FAULTS - self.plugin_report().keys():
             self.stop()
             raise EngineError(
                 "The engine started without draftsmith's plug-in, so it would sample wrongly: "

@@ -7,6 +7,7 @@ after GRACE_S seconds SIGKILL. It does the same on SIGTERM, and when the command
 it kills what the command left behind. FOLDER gets a file `pid` and is removed at the end.
 """
 
+import contextlib
 import ctypes
 import os
 import select
@@ -77,10 +78,9 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _signal(pid: int, number: int, *, group: bool) -> None:
-    try:
+    # All gone already, perhaps; macOS says EPERM for a group of zombies.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         (os.killpg if group else os.kill)(pid, number)
-    except (ProcessLookupError, PermissionError):
-        pass  # all gone already; macOS says EPERM for a group of zombies
 
 
 def _reap() -> None:

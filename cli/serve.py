@@ -1,0 +1,114 @@
+"""`draftsmith serve`: target and draft behind an OpenAI-compatible API."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from draftsmith.cli.resolve import resolve_model
+from draftsmith.server.home import Home
+from draftsmith.server.run import run_server
+from draftsmith.server.settings import Settings, load_settings
+
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def serve(
+    target: Annotated[
+        str,
+        typer.Option(help="Model that decides every token: folder, name in the store or hub id."),
+    ] = "smollm2-135m",
+    draft: Annotated[
+        str | None,
+        typer.Option(help="Model that proposes tokens, named likewise. Without: plain decoding."),
+    ] = None,
+    served_model_name: Annotated[
+        str | None,
+        typer.Option("--name", help="What clients send as `model`. Default: the target's name."),
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 picks a free one. [8000]")] = None,
+    num_speculative_tokens: Annotated[
+        int | None,
+        typer.Option("--num-speculative-tokens", "-k", help="Tokens drafted a step, K. [3]"),
+    ] = None,
+    draft_sample_method: Annotated[
+        str | None,
+        typer.Option(
+            help="`probabilistic` accepts with sum min(p, q) at temperature > 0; `greedy` drafts "
+            "the likeliest token and costs less memory. The same at temperature 0. [probabilistic]"
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="auto, float32, bfloat16 or float16. [auto]")
+    ] = None,
+    max_model_len: Annotated[
+        int | None, typer.Option(help="Longest prompt plus answer, in tokens. [the model's own]")
+    ] = None,
+    max_num_seqs: Annotated[
+        int | None, typer.Option(help="Requests decoded at a time. [vLLM's own]")
+    ] = None,
+    kv_cache_bytes: Annotated[
+        int | None, typer.Option(help="Bytes of KV cache. [1 GiB on a CPU; what is free on a GPU]")
+    ] = None,
+    enforce_eager: Annotated[
+        bool | None,
+        typer.Option(
+            "--enforce-eager/--compile",
+            help="Skip compilation and CUDA graphs. [eager on a CPU, compiled on a GPU]",
+        ),
+    ] = None,
+    drain_timeout_s: Annotated[
+        float | None,
+        typer.Option("--drain-timeout", help="Seconds that running requests get at SIGTERM. [30]"),
+    ] = None,
+) -> None:
+    """Serve a target, and a draft that makes it faster, to any OpenAI client.
+
+    The draft changes the speed, not the answers. The server refuses a draft that was distilled
+    for another target. It answers /health at once, /ready when the engine does (about half a
+    minute on a CPU), and restarts the engine when it dies. SIGTERM drains: running answers end,
+    new requests get 503.
+
+    Every option is also an environment variable, DRAFTSMITH_PORT and so on; so is
+    DRAFTSMITH_API_KEY, which has no option because command lines are public.
+
+    Example:
+
+        draftsmith serve --target smollm2-135m --draft my-draft
+
+        curl localhost:8000/v1/models
+    """
+    home = Home.default().ensure()
+    settings = load_settings(
+        home=home.root,
+        target=resolve_model(target, home),
+        draft=None if draft is None else resolve_model(draft, home),
+        served_model_name=served_model_name,
+        host=host,
+        port=port,
+        num_speculative_tokens=num_speculative_tokens,
+        draft_sample_method=draft_sample_method,
+        dtype=dtype,
+        max_model_len=max_model_len,
+        max_num_seqs=max_num_seqs,
+        kv_cache_bytes=kv_cache_bytes,
+        enforce_eager=enforce_eager,
+        drain_timeout_s=drain_timeout_s,
+    )
+    run_server(settings, on_listening=lambda url: _announce(url, settings))
+
+
+def _announce(url: str, settings: Settings) -> None:
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    pair = settings.served_model_name
+    if settings.draft is not None:
+        pair += f" with draft {settings.draft.name}, K = {settings.num_speculative_tokens}"
+    console.print(f"{url}/v1 serves {pair}; ready when {url}/ready says so.")
+    if settings.host not in _LOOPBACK and settings.api_key is None:
+        Console(stderr=True, soft_wrap=True).print(
+            "warning: everybody who reaches this address may use it; set DRAFTSMITH_API_KEY."
+        )

@@ -1,0 +1,165 @@
+"""Keeps one engine alive beside the gateway's event loop, and says how it does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from enum import StrEnum
+from pathlib import Path
+
+import httpx
+
+from draftsmith.server.engine.command import EngineConfig
+from draftsmith.server.engine.process import EngineError, EngineProcess
+
+_log = logging.getLogger("draftsmith.engine")
+
+_POLL_S = 0.25
+_HEALTH_EVERY_S = 1.0
+_MAX_BACKOFF_S = 30.0
+_STEADY_S = 60.0
+"""An engine that lived this long is restarted at once when it dies."""
+_FIRST_BOOT_GUESS_S = 30.0
+_MAX_RETRY_AFTER_S = 120  # above it the openai client does not retry at all
+
+
+class EngineState(StrEnum):
+    STARTING = "starting"
+    READY = "ready"
+    RESTARTING = "restarting"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+class Supervisor:
+    """Starts the engine, restarts it with growing pauses when it dies, stops it at the end.
+
+    A first start that fails is final (`FAILED`): its cause is the configuration, and trying
+    again would only hide it. All methods belong to one event loop.
+    """
+
+    def __init__(self, config: EngineConfig, log_file: Path, start_timeout_s: float) -> None:
+        self.config = config
+        self.log_file = log_file
+        self.start_timeout_s = start_timeout_s
+        self.state = EngineState.STARTING
+        self.reason = "the engine is starting"
+        self.restarts = 0
+        self.failed = asyncio.Event()
+        """Set when the engine will not come; `reason` says why."""
+        self._client: httpx.AsyncClient | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._stopping = False
+        self._boot_began = time.monotonic()
+        self._boot_s = _FIRST_BOOT_GUESS_S
+
+    def launch(self) -> None:
+        """Begin in the background."""
+        assert self._task is None, "the supervisor is already launched"
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """Stop the engine; returns when nothing of it is left. Harmless when repeated."""
+        self._stopping = True
+        if self._task is not None:
+            await asyncio.wait({self._task})
+        if self.state is not EngineState.FAILED:
+            self._set(EngineState.STOPPED, "the server is shutting down")
+
+    @property
+    def client(self) -> httpx.AsyncClient | None:
+        """A pooled client of the engine while it is ready."""
+        return self._client if self.state is EngineState.READY else None
+
+    @property
+    def retry_after_s(self) -> int:
+        """Whole seconds after which another try makes sense, at most 120."""
+        left = self._boot_s - (time.monotonic() - self._boot_began)
+        return max(1, min(_MAX_RETRY_AFTER_S, round(left)))
+
+    async def _run(self) -> None:
+        pause = 0.0
+        while not self._stopping:
+            engine = EngineProcess(self.config, self.log_file)
+            self._boot_began = time.monotonic()
+            try:
+                await self._boot(engine)
+                self._boot_s = time.monotonic() - self._boot_began
+                await self._watch(engine)
+            except _StopRequested:
+                return
+            except EngineError as error:
+                self._set(EngineState.RESTARTING, str(error))
+                if self.restarts == 0:
+                    self._set(EngineState.FAILED, str(error))
+                    self.failed.set()
+                    return
+            finally:
+                await self._close_client()
+                await asyncio.to_thread(engine.stop)
+            self.restarts += 1
+            lived = time.monotonic() - self._boot_began
+            pause = 0.0 if lived > _STEADY_S else min(_MAX_BACKOFF_S, max(1.0, 2 * pause))
+            _log.error("%s Starting it again in %.0f s.", self.reason, pause)
+            await self._sleep(pause)
+
+    async def _boot(self, engine: EngineProcess) -> None:
+        def progress(stage: str, elapsed_s: float) -> None:
+            if self._stopping:
+                raise _StopRequested
+            self.reason = f"the engine is starting: {stage}, {elapsed_s:.0f} s so far"
+
+        self.reason = "the engine is starting"
+        await asyncio.to_thread(engine.start)
+        await asyncio.to_thread(engine.wait_ready, self.start_timeout_s, progress)
+        transport = httpx.AsyncHTTPTransport(
+            uds=str(engine.socket), limits=httpx.Limits(max_connections=None)
+        )
+        self._client = httpx.AsyncClient(
+            transport=transport, base_url="http://engine", timeout=httpx.Timeout(None, connect=5.0)
+        )
+        self._set(EngineState.READY, "")
+
+    async def _watch(self, engine: EngineProcess) -> None:
+        """Return when the engine has to be replaced.
+
+        vLLM's API server outlives its engine core by some seconds; its /health tells.
+        """
+        assert self._client is not None
+        next_health = time.monotonic() + _HEALTH_EVERY_S
+        while engine.running:
+            await self._sleep(_POLL_S)
+            if time.monotonic() < next_health:
+                continue
+            next_health = time.monotonic() + _HEALTH_EVERY_S
+            try:
+                healthy = (await self._client.get("/health", timeout=10.0)).status_code == 200
+            except httpx.TimeoutException:
+                continue  # busy, not dead
+            except httpx.TransportError:
+                healthy = False
+            if not healthy:
+                break
+        self._set(EngineState.RESTARTING, f"The engine died: {engine.last_words()}")
+
+    async def _sleep(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while not self._stopping and time.monotonic() < end:
+            await asyncio.sleep(min(_POLL_S, max(0.0, end - time.monotonic())))
+        if self._stopping:
+            raise _StopRequested
+
+    async def _close_client(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            with contextlib.suppress(httpx.TransportError):
+                await client.aclose()
+
+    def _set(self, state: EngineState, reason: str) -> None:
+        self.state, self.reason = state, reason
+
+
+class _StopRequested(Exception):
+    """`stop` was called; unwinds a start or a pause."""

@@ -1,0 +1,43 @@
+"""The gateway's own Prometheus metrics. Labels are route templates, never raw paths."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+
+class Metrics:
+    """One registry per application, so that several can live in one process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "draftsmith_http_requests",
+            "Requests answered, by route template, method and status.",
+            ("route", "method", "code"),
+            registry=self.registry,
+        )
+        self.seconds = Histogram(
+            "draftsmith_http_request_seconds",
+            "Seconds from the request's first byte to the response's last.",
+            ("route",),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.in_flight = Gauge(
+            "draftsmith_requests_in_flight",
+            "Inference requests being answered.",
+            registry=self.registry,
+        )
+        self.engine_up = Gauge(
+            "draftsmith_engine_up", "1 while the engine answers.", registry=self.registry
+        )
+        self.engine_restarts = Gauge(
+            "draftsmith_engine_restarts",
+            "Times that the engine died and was started again.",
+            registry=self.registry,
+        )
+
+    def text(self) -> str:
+        return generate_latest(self.registry).decode()

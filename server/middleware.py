@@ -1,0 +1,123 @@
+"""One pure ASGI layer around the routes: request id, key, body size, metrics, last resort.
+
+Not Starlette's BaseHTTPMiddleware: that one hides the client's disconnect from the routes.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import re
+import time
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from draftsmith.server.errors import ApiError, internal_error
+from draftsmith.server.gateway import Gateway
+
+_log = logging.getLogger("draftsmith.server")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_OPEN_PATHS = frozenset({"/health", "/ready"})
+
+
+class Gate:
+    """Everything that holds for every request, whichever route takes it."""
+
+    def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
+        self.app = app
+        self.gateway = gateway
+        key = gateway.settings.api_key
+        self._key = None if key is None else key.get_secret_value().encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        request_id = _request_id(headers)
+        scope.setdefault("state", {})["request_id"] = request_id
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        begin = time.perf_counter()
+        inference = scope["path"].startswith("/v1/") and scope["method"] == "POST"
+        self._count(inference, 1)
+        try:
+            self._check(scope, headers)
+            await self.app(scope, self._bounded(receive), send_with_id)
+        except ApiError as error:
+            await error.response()(scope, receive, send_with_id)
+        except Exception:
+            _log.exception("request %s failed", request_id)
+            if status:
+                raise  # half an answer is out: let the server cut the connection
+            await internal_error().response()(scope, receive, send_with_id)
+        finally:
+            self._count(inference, -1)
+            route = getattr(scope.get("route"), "path", "unmatched")
+            method = scope["method"] if route != "unmatched" else "any"
+            self.gateway.metrics.requests.labels(route, method, str(status or 499)).inc()
+            self.gateway.metrics.seconds.labels(route).observe(time.perf_counter() - begin)
+
+    def _count(self, inference: bool, change: int) -> None:
+        if inference:
+            self.gateway.in_flight += change
+
+    def _check(self, scope: Scope, headers: Headers) -> None:
+        """What can be refused before a byte of the body is read."""
+        if self._key is not None and scope["path"] not in _OPEN_PATHS:
+            given = headers.get("authorization", "").removeprefix("Bearer ").strip().encode()
+            if not hmac.compare_digest(given, self._key):
+                raise ApiError(
+                    401,
+                    "The API key is missing or wrong: send 'Authorization: Bearer <key>'.",
+                    code="invalid_api_key",
+                    headers={"www-authenticate": "Bearer"},
+                )
+        if scope["method"] != "POST":
+            return
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length[:20]) > self.gateway.settings.max_body_bytes:
+            raise self._too_large()
+        # Also keeps web pages out: a browser asks first before it sends this type elsewhere.
+        if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            raise ApiError(
+                415, "Send JSON with 'Content-Type: application/json'.", code="unsupported_media"
+            )
+
+    def _bounded(self, receive: Receive) -> Receive:
+        """Count the body as it comes: its length header may be absent or wrong."""
+        taken = 0
+
+        async def bounded() -> Message:
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            if taken > self.gateway.settings.max_body_bytes:
+                raise self._too_large()
+            return message
+
+        return bounded
+
+    def _too_large(self) -> ApiError:
+        limit = self.gateway.settings.max_body_bytes
+        return ApiError(
+            413,
+            f"The body is larger than {limit} bytes.",
+            code="body_too_large",
+            headers={"connection": "close"},
+        )
+
+
+def _request_id(headers: Headers) -> str:
+    """The client's own id when it is a harmless one, else a new one."""
+    given = headers.get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"

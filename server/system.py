@@ -1,0 +1,56 @@
+"""Routes for those who run the server: /health, /ready, /metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from draftsmith.server.engine.supervisor import EngineState
+from draftsmith.server.gateway import gateway_of
+
+router = APIRouter()
+
+
+@router.get("/health")
+async def health() -> dict[str, str]:
+    """The process is alive; says nothing about the engine."""
+    return {"status": "ok"}
+
+
+@router.get("/ready")
+async def ready(request: Request) -> Response:
+    """200 while requests would be served, else 503 with the reason."""
+    gateway = gateway_of(request)
+    supervisor = gateway.supervisor
+    if gateway.draining:
+        return _not_ready("draining", "the server is shutting down", 5)
+    if supervisor.state is not EngineState.READY:
+        return _not_ready(supervisor.state, supervisor.reason, supervisor.retry_after_s)
+    return JSONResponse({"status": "ready"})
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """The gateway's metrics, then the engine's own, untouched."""
+    gateway = gateway_of(request)
+    gateway.metrics.in_flight.set(gateway.in_flight)
+    gateway.metrics.engine_restarts.set(gateway.supervisor.restarts)
+    engine_text = ""
+    client = gateway.supervisor.client
+    if client is not None:
+        try:
+            engine_text = (await client.get("/metrics", timeout=5.0)).text
+        except httpx.TransportError:
+            client = None
+    gateway.metrics.engine_up.set(client is not None)
+    return PlainTextResponse(
+        gateway.metrics.text() + engine_text, media_type="text/plain; version=0.0.4"
+    )
+
+
+def _not_ready(status: str, reason: str, retry_after_s: int) -> Response:
+    content: dict[str, Any] = {"status": status, "reason": reason}
+    return JSONResponse(content, 503, {"retry-after": str(retry_after_s)})
