@@ -21,6 +21,8 @@ ENGINE_MODULE = "vllm.entrypoints.openai.api_server"
 PLUGIN_NAME = "draftsmith"
 REPORT_VARIABLE = "DRAFTSMITH_PLUGIN_REPORT"
 """Folder into which the plug-in, inside each vLLM process, writes what it found and mended."""
+FAULTS = ("expand_batch_to_tokens", "seeded_prefill", "seeded_drafts")
+"""What the plug-in looks after, and the keys of its report; see `plugin.py`."""
 
 _CPU_KV_CACHE_BYTES = 1 << 30
 _PRELOAD_NAMES = ("libtcmalloc_minimal.so.4", "libiomp5.so")

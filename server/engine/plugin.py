@@ -1,14 +1,15 @@
 """Loaded by vLLM inside each of its processes (entry point `vllm.general_plugins`).
 
-Mends two faults of vLLM's CPU backend, and only where a test shows that they are there, so
+Mends three faults of vLLM's CPU backend, and only where a test shows that they are there, so
 that each mend retires itself when vLLM is right:
 
 1. `expand_batch_to_tokens`, which gives each draft token its request's temperature, top-k and
-   top-p, returns uninitialised memory on the CPU: sampling with a draft at temperature > 0
-   follows the wrong distribution (vllm-project/vllm issue 55005).
+   top-p, returns uninitialised memory: sampling with a draft at temperature > 0 follows the
+   wrong distribution (vllm-project/vllm issue 55005).
 2. A request with `seed` ends the engine as soon as its prompt is prefilled in several steps:
    the runner rolls the request's random generator back by its offset, which CPU generators do
    not have.
+3. Probabilistic drafts ignore `seed`, so that the same request gets another answer each time.
 """
 
 from __future__ import annotations
@@ -16,76 +17,79 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from draftsmith.server.engine.command import REPORT_VARIABLE
+from draftsmith.server.engine.command import FAULTS, REPORT_VARIABLE
 
-Expand = Callable[..., torch.Tensor]
+_GREEDY_BELOW = 1e-5  # vLLM's own bound between greedy and random sampling
 _log = logging.getLogger("vllm.draftsmith")
 
 
 def register() -> None:
     """Entry point; vLLM calls it once per process, possibly again.
 
-    Raises:
-        RuntimeError: a fault is there and its mend does not pass the same test: better no
-            engine than one that samples from the wrong distribution.
+    A worker loads the plug-ins first and binds the CPU kernels next, and the faulty function
+    can run only then: so the mending waits for that moment. Processes that never bind kernels
+    (the API server) never sample either.
     """
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
-        _report({"expand_batch_to_tokens": "not needed", "seeded_prefill": "not needed"})
+        _report(dict.fromkeys(FAULTS, "not needed"))
         return
-    _after_kernels_are_registered(type(current_platform))
-    _report({"seeded_prefill": _mend_seeded_prefill()})
-
-
-def _after_kernels_are_registered(platform: Any) -> None:
-    """Test and mend `expand_batch_to_tokens` once it can run.
-
-    A worker loads the plug-ins first and binds the CPU kernels next; before that, the function
-    raises. Processes that never bind kernels (the API server) never sample either.
-    """
+    platform: Any = type(current_platform)
     if "_draftsmith_hooked" in vars(platform):
         return
     bind = platform.register_triton_kernel_overrides
 
     def bind_then_mend(cls: Any) -> None:
         bind()
-        _report({"expand_batch_to_tokens": _mend_expand()})
+        _report(mend())
 
     platform.register_triton_kernel_overrides = classmethod(bind_then_mend)
     platform._draftsmith_hooked = True
 
 
+def mend() -> dict[str, str]:
+    """Test and mend every fault; by fault "right" or "mended". vLLM's kernels must be bound.
+
+    Raises:
+        RuntimeError: a fault is there and its mend fails the same test: better no engine than
+            one that samples from the wrong distribution.
+    """
+    found = dict(zip(FAULTS, (_mend_expand(), _mend_prefill(), _mend_draft_noise()), strict=True))
+    _log.info("draftsmith plug-in: %s", found)
+    return found
+
+
 def _report(findings: dict[str, str]) -> None:
-    """Tell the log and, by a file that `process.py` reads, whoever started the engine."""
-    _log.info("draftsmith plug-in: %s", findings)
+    """Tell whoever started the engine, by a file that `process.py` reads."""
     folder = os.environ.get(REPORT_VARIABLE)
     if folder:
-        path = Path(folder) / f"plugin-{os.getpid()}-{'-'.join(findings)}.json"
-        path.write_text(json.dumps(findings))
+        (Path(folder) / f"plugin-{os.getpid()}.json").write_text(json.dumps(findings))
 
 
-def expand_is_right(expand: Expand) -> bool:
+# 1. Values per request -> values per draft token
+
+
+def expand_is_right(expand: Callable[..., torch.Tensor]) -> bool:
     """Whether `expand` repeats each request's value over its draft tokens.
 
-    Tries float and integer values, unequal and zero counts, with and without replacement, on
-    memory that was filled before: a function that leaves its output as allocated is caught.
+    Tries float and integer values, unequal and zero counts, with and without replacement.
     """
-    counts = torch.tensor([3, 0, 2, 1], dtype=torch.int32)
-    ends = counts.cumsum(0, dtype=torch.int32)
-    total = int(ends[-1])
+    ends = torch.tensor([3, 3, 5, 6], dtype=torch.int32)  # running totals: 3, 0, 2, 1 tokens
+    owners = torch.tensor([0, 0, 0, 2, 2, 3])
     for values in (torch.tensor([0.5, 1.5, 0.0, 0.25]), torch.tensor([7, 8, 0, 9]).int()):
         for old, new in ((0, 0), (0, 1)):
-            want = torch.where(values == old, torch.full_like(values, new), values)
-            torch.full((total,), 12345, dtype=values.dtype)  # freed at once; new_empty reuses it
-            got = expand(values.clone(), ends.clone(), total, replace_from=old, replace_to=new)
-            if got.dtype != values.dtype or not torch.equal(got, want[_owners(ends)]):
+            want = torch.where(values == old, torch.full_like(values, new), values)[owners]
+            got = expand(values.clone(), ends.clone(), 6, replace_from=old, replace_to=new)
+            if got.dtype != values.dtype or not torch.equal(got, want):
                 return False
     return True
 
@@ -104,12 +108,6 @@ def expand_by_repeating(
     return torch.repeat_interleave(x, counts, output_size=num_tokens)
 
 
-def _owners(ends: torch.Tensor) -> torch.Tensor:
-    """Index of the request that each token belongs to, found the slow and plain way."""
-    owners = [int((ends <= token).sum()) for token in range(int(ends[-1]))]
-    return torch.tensor(owners)
-
-
 def _mend_expand() -> str:
     from vllm.v1.sample import rejection_sampler
 
@@ -119,6 +117,9 @@ def _mend_expand() -> str:
     if not expand_is_right(rejection_sampler.expand_batch_to_tokens):
         raise RuntimeError("draftsmith: the replaced expand_batch_to_tokens fails its self-test")
     return "mended"
+
+
+# 2. Seeded prompts that are prefilled in several steps
 
 
 def rewind_works() -> bool:
@@ -131,7 +132,7 @@ def rewind_works() -> bool:
     return True
 
 
-def _mend_seeded_prefill() -> str:
+def _mend_prefill() -> str:
     """Roll the generators of unfinished prompts back by saved state instead of by offset.
 
     In a step that ends inside a request's prompt the runner samples a token, drops it, and
@@ -155,14 +156,8 @@ def _mend_seeded_prefill() -> str:
         return output
 
     def bookkeep_without_rewind(self: Any, *args: Any, **kwargs: Any) -> Any:
-        generators = self.input_batch.generators
-        hidden = _unfinished(self)
-        for index in hidden:
-            del generators[index]
-        try:
+        with _unfinished_hidden(self):
             return bookkeep(self, *args, **kwargs)
-        finally:
-            generators.update(hidden)
 
     GPUModelRunner._sample = sample_and_rewind
     GPUModelRunner._bookkeeping_sync = bookkeep_without_rewind
@@ -175,3 +170,68 @@ def _unfinished(runner: Any) -> dict[int, torch.Generator]:
     batch = runner.input_batch
     mask = runner.discard_request_mask.np[: batch.num_reqs]
     return {index: one for index, one in batch.generators.items() if mask[index]}
+
+
+@contextmanager
+def _unfinished_hidden(runner: Any) -> Iterator[None]:
+    generators = runner.input_batch.generators
+    hidden = _unfinished(runner)
+    for index in hidden:
+        del generators[index]
+    try:
+        yield
+    finally:
+        generators.update(hidden)
+
+
+# 3. Seeds for the draft
+
+
+def draft_noise_is_seeded(propose: Callable[..., tuple[torch.Tensor, torch.Tensor]]) -> bool:
+    """Whether `propose` draws a seeded request's token from that request's generator."""
+
+    def once() -> torch.Tensor:
+        generators = {0: torch.Generator(device="cpu").manual_seed(11)}
+        batch = SimpleNamespace(
+            all_greedy=False, all_random=True, temperature=torch.ones(1), generators=generators
+        )
+        # Flat over many tokens: two unseeded draws agree once in 65536 times.
+        return propose(torch.zeros(1, 1 << 16), batch)[0]
+
+    return torch.equal(once(), once())
+
+
+def _mend_draft_noise() -> str:
+    """Draw the proposals of seeded requests from their generators.
+
+    Not for prompts that the step does not finish: their number depends on the load and on the
+    prefix cache, and so would the answer.
+    """
+    from vllm.v1.spec_decode import llm_base_proposer
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    propose = llm_base_proposer.compute_probs_and_sample_next_token
+    if draft_noise_is_seeded(propose):
+        return "right"
+
+    def propose_seeded(logits: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        tokens, probs = propose(logits, batch, *args, **kwargs)
+        if batch.all_greedy:
+            return tokens, probs
+        for row, generator in batch.generators.items():
+            if batch.temperature[row] >= _GREEDY_BELOW:
+                noise = torch.empty_like(probs[row]).exponential_(generator=generator)
+                tokens[row] = probs[row].div(noise).argmax()
+        return tokens, probs
+
+    if not draft_noise_is_seeded(propose_seeded):
+        raise RuntimeError("draftsmith: the seeded draft sampling fails its self-test")
+    llm_base_proposer.compute_probs_and_sample_next_token = propose_seeded
+    propose_batch = GPUModelRunner.propose_draft_token_ids
+
+    def propose_for_finished(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with _unfinished_hidden(self):
+            return propose_batch(self, *args, **kwargs)
+
+    GPUModelRunner.propose_draft_token_ids = propose_for_finished
+    return "mended"

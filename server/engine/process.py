@@ -24,13 +24,17 @@ from types import TracebackType
 
 import httpx
 
-from draftsmith.server.engine.command import EngineConfig, engine_command, engine_environment
+from draftsmith.server.engine.command import (
+    FAULTS,
+    EngineConfig,
+    engine_command,
+    engine_environment,
+)
 
 Progress = Callable[[str, float], None]
 """Called about four times a second with the stage in words and the seconds since the start."""
 
 _WATCHDOG = Path(__file__).with_name("watchdog.py")
-_FAULTS = {"expand_batch_to_tokens", "seeded_prefill"}
 _MAX_SOCKET_PATH = 100  # sun_path holds 108 bytes on Linux, 104 on macOS
 _STAGES = (
     (re.compile(rb"Starting vLLM server|Application startup"), "opening the socket"),
@@ -204,7 +208,7 @@ class EngineProcess:
 
     def _check_plugin(self) -> None:
         """vLLM only logs it when a plug-in cannot be imported; serving without ours is unsafe."""
-        if _FAULTS - self.plugin_report().keys():
+        if set(FAULTS) - self.plugin_report().keys():
             self.stop()
             raise EngineError(
                 "The engine started without draftsmith's plug-in, so it would sample wrongly: "
