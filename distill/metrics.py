@@ -6,15 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from draftsmith.distill import distributed
-
 
 class Metrics:
-    """Appends records; after a resume, records of steps that are done again are dropped first."""
+    """Appends records; after a resume, records of steps that are done again are dropped first.
 
-    def __init__(self, path: Path, resume_from: int) -> None:
-        self.path = path
-        if not distributed.is_main():
+    `enabled` is false in all processes of a run but the first.
+    """
+
+    def __init__(self, path: Path, resume_from: int, *, enabled: bool = True) -> None:
+        self.path, self._enabled = path, enabled
+        if not enabled:
             return
         kept = [record for record in read_metrics(path) if record["step"] <= resume_from]
         partial = path.with_suffix(".partial")
@@ -22,7 +23,7 @@ class Metrics:
         partial.replace(path)
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        if distributed.is_main():
+        if self._enabled:
             with self.path.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps({"kind": kind, "step": step} | values) + "\n")
 

@@ -10,8 +10,8 @@ from draftsmith.distill.metrics import read_metrics
 _SMOOTHING = 20  # steps in the moving average drawn over the raw loss
 
 
-def plot_curves(metrics: Path, output: Path) -> None:
-    """Draw `metrics.jsonl` as a PNG of two panels."""
+def plot_curves(metrics: Path, output: Path, lookahead: int) -> None:
+    """Draw `metrics.jsonl` as a PNG of two panels, with block efficiency at `lookahead`."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -22,7 +22,7 @@ def plot_curves(metrics: Path, output: Path) -> None:
     evaluations = [record for record in records if record["kind"] == "evaluation"]
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     _plot_loss(left, steps)
-    _plot_acceptance(right, evaluations)
+    _plot_acceptance(right, evaluations, lookahead)
     figure.savefig(output, dpi=120)
     pyplot.close(figure)
 
@@ -41,7 +41,7 @@ def _plot_loss(axes: Any, steps: list[dict[str, Any]]) -> None:
     axes.set_ylim(bottom=0)
 
 
-def _plot_acceptance(axes: Any, evaluations: list[dict[str, Any]]) -> None:
+def _plot_acceptance(axes: Any, evaluations: list[dict[str, Any]], lookahead: int) -> None:
     x = [record["step"] for record in evaluations]
     lines = {
         "alpha_argmax": "argmax agrees",
@@ -53,8 +53,7 @@ def _plot_acceptance(axes: Any, evaluations: list[dict[str, Any]]) -> None:
     axes.set(xlabel="step", ylabel="acceptance rate", title="Held-out acceptance", ylim=(0, 1))
     axes.legend(frameon=False, loc="upper left")
     tau = axes.twinx()
-    lookahead = "3" if "3" in evaluations[-1]["block_efficiency"] else "1"
-    values = [record["block_efficiency"][lookahead] for record in evaluations]
+    values = [record["block_efficiency"][str(lookahead)] for record in evaluations]
     tau.plot(x, values, color="black", linestyle="--", marker="s", markersize=4)
     tau.set_ylabel(f"tokens a target call at lookahead {lookahead} (dashed)")
     tau.set_ylim(bottom=1)

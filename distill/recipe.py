@@ -23,7 +23,7 @@ class _Section(BaseModel):
 
 
 class TeacherSection(_Section):
-    model: str = "smollm2-135m-instruct"
+    model: str = "smollm2-135m"
     """A folder, a name in the local store, or a Hugging Face hub id."""
     dtype: DType = "auto"
     """`auto` is bfloat16 where the machine multiplies it natively, else float32."""
@@ -113,6 +113,14 @@ class EvaluateSection(_Section):
     top_p: float = Field(1.0, gt=0, le=1)
     gamma_max: int = Field(8, ge=1, le=16)
     """Block efficiency is given for every lookahead from 1 to this one."""
+    num_speculative_tokens: int = Field(3, ge=1, le=16)
+    """Lookahead of the engine that the draft will be used in."""
+
+    @model_validator(mode="after")
+    def _served_lookahead_is_evaluated(self) -> Self:
+        if self.num_speculative_tokens > self.gamma_max:
+            raise ValueError("gamma_max must be at least num_speculative_tokens")
+        return self
 
 
 class ExportSection(_Section):

@@ -1,4 +1,4 @@
-"""The folder of a run, and everything that is prepared before its first step."""
+"""Everything that is prepared before a run's first step: folder, models, prompts, answers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from draftsmith.distill import distributed
 from draftsmith.distill.answers import Answer, EncodedPrompt, record_answers
 from draftsmith.distill.batch import Example
+from draftsmith.distill.folder import RunFolder
 from draftsmith.distill.models import (
     count_parameters,
     default_device,
@@ -27,41 +28,6 @@ from draftsmith.distill.rollout import teacher_samplings
 from draftsmith.distill.sampling import Sampling
 from draftsmith.distill.student import check_same_vocabulary, make_student
 from draftsmith.distill.teacher import Teacher
-
-RECIPE_NAME = "recipe.json"
-
-
-@dataclass(frozen=True)
-class RunFolder:
-    """Where a run keeps its things."""
-
-    root: Path
-
-    @property
-    def recipe(self) -> Path:
-        return self.root / RECIPE_NAME
-
-    @property
-    def metrics(self) -> Path:
-        return self.root / "metrics.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.root / "checkpoints"
-
-    @property
-    def initial(self) -> Path:
-        """The student before training, as a draft folder."""
-        return self.root / "initial"
-
-    @property
-    def draft(self) -> Path:
-        """The trained draft."""
-        return self.root / "draft"
-
-    @property
-    def picture(self) -> Path:
-        return self.root / "curves.png"
 
 
 @dataclass(frozen=True)

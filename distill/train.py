@@ -24,13 +24,14 @@ from draftsmith.distill.batch import Example, make_batch
 from draftsmith.distill.checkpoint import load_checkpoint, save_checkpoint
 from draftsmith.distill.evaluate import Acceptance, evaluate, prepare_heldout
 from draftsmith.distill.export import export_draft
+from draftsmith.distill.folder import RunFolder
 from draftsmith.distill.metrics import Metrics
 from draftsmith.distill.models import quiet_libraries
 from draftsmith.distill.plot import plot_curves
 from draftsmith.distill.progress import track
 from draftsmith.distill.recipe import Recipe, load_recipe
 from draftsmith.distill.rollout import rollout
-from draftsmith.distill.run import Prepared, RunFolder, open_run, prepare
+from draftsmith.distill.run import Prepared, open_run, prepare
 from draftsmith.distill.trainee import (
     learning_rate,
     set_learning_rate,
@@ -56,7 +57,7 @@ def train(recipe: Recipe, output: Path, *, resume: bool = False) -> RunFolder:
     )
     engine = start_engine(run.student, recipe, run.dtype)
     start = load_checkpoint(folder.checkpoints, engine)
-    metrics = Metrics(folder.metrics, start)
+    metrics = Metrics(folder.metrics, start, enabled=distributed.is_main())
 
     def measure(step: int, label: str = "") -> Acceptance:
         with whole_student(engine) as student:
@@ -92,7 +93,7 @@ def train(recipe: Recipe, output: Path, *, resume: bool = False) -> RunFolder:
                 save_checkpoint(folder.checkpoints, engine, step + 1, recipe.train.keep_checkpoints)
     export(folder.draft, measure(recipe.train.steps, "evaluation after"))
     if distributed.is_main():
-        plot_curves(folder.metrics, folder.picture)
+        plot_curves(folder.metrics, folder.picture, recipe.evaluate.num_speculative_tokens)
     return folder
 
 

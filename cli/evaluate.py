@@ -1,0 +1,131 @@
+"""`draftsmith evaluate`: is this draft worth it for this target and this traffic?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from draftsmith.cli.evaluation import Report, Workload, evaluate_drafts
+from draftsmith.cli.resolve import resolve_model
+from draftsmith.distill.progress import track
+from draftsmith.distill.prompts import load_prompts
+from draftsmith.server.home import Home
+
+
+def evaluate(
+    target: Annotated[str, typer.Option(help="Folder, name in the store or hub id.")],
+    draft: Annotated[str, typer.Option(help="Folder, registered name or hub id.")],
+    prompts: Annotated[
+        str, typer.Option(help="JSONL file, built-in set or Hugging Face dataset.")
+    ] = "draftsmith:stdlib/heldout",
+    temperature: Annotated[float, typer.Option(min=0.0, help="Of serving; 0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0.01, max=1.0)] = 1.0,
+    gamma_max: Annotated[
+        int, typer.Option(min=1, max=16, help="Give exact figures for lookaheads up to this.")
+    ] = 8,
+    num_speculative_tokens: Annotated[
+        int, typer.Option("--num-speculative-tokens", "-k", min=1, help="K of the measured engine.")
+    ] = 3,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 96,
+    limit: Annotated[int, typer.Option(min=1, help="Prompts to use, from the first.")] = 12,
+    output: Annotated[Path | None, typer.Option(help="Also write the report as JSON.")] = None,
+) -> None:
+    """Measure a draft: three acceptance rates, block efficiency, and speed against no draft.
+
+    The target is served by vLLM twice, alone and with the draft, and both answer every prompt in
+    turn. Acceptance is computed exactly from the answers, for every lookahead, and block
+    efficiency is also measured by the engine's own counters.
+
+    Example:
+
+        draftsmith evaluate --target smollm2-135m --draft demo --temperature 0.7 --output r.json
+    """
+    home = Home.default().ensure()
+    if output is not None and not output.absolute().parent.is_dir():
+        raise ValueError(f"--output {output}: the folder {output.parent} does not exist.")
+    target_folder, draft_folder = resolve_model(target, home), resolve_model(draft, home)
+    workload = Workload(
+        prompts=encode(prompts, target_folder, limit),
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        num_speculative_tokens=num_speculative_tokens,
+        gamma_max=gamma_max,
+    )
+    report = run_with_progress(target_folder, {draft: draft_folder}, workload, home)
+    console = Console(highlight=False)
+    console.print(report_table(report))
+    console.print(lookahead_table(report))
+    if output is not None:
+        output.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def encode(prompts: str, target: Path, limit: int) -> list[list[int]]:
+    """Prompts as token ids, by the target's chat template.
+
+    Raises:
+        ValueError: a line of the prompts, or the tokenizer, is wrong.
+    """
+    chosen = load_prompts(prompts, limit=limit)
+    from draftsmith.distill.models import load_tokenizer
+    from draftsmith.distill.prompts import encode_prompts
+
+    return encode_prompts(chosen, load_tokenizer(target), max_tokens=4096)
+
+
+def run_with_progress(
+    target: Path, drafts: dict[str, Path], workload: Workload, home: Home
+) -> Report:
+    """`evaluate_drafts` with a status line and a progress bar on the terminal."""
+    console = Console(stderr=True, highlight=False)
+    with track("requests", len(workload.prompts) * (len(drafts) + 1)) as bar:
+        return evaluate_drafts(
+            target,
+            drafts,
+            workload,
+            home,
+            on_stage=lambda stage: console.print(f"{stage} ..."),
+            on_request=lambda done, total: bar.advance(done - bar.done),
+        )
+
+
+def report_table(report: Report) -> Table:
+    """Target alone and each draft, one column each."""
+    at = f"T={report.temperature:g}, K={report.num_speculative_tokens}"
+    table = Table(title=f"{report.target}, {report.prompts} prompts, {at}", title_justify="left")
+    table.add_column("")
+    for name in ("no draft", *report.drafts):
+        table.add_column(name, justify="right")
+    drafts = list(report.drafts.values())
+    rates = {
+        "sum min(p, q)": "alpha_overlap",
+        "p(argmax q)": "alpha_greedy_draft",
+        "argmax agreement": "alpha_argmax",
+    }
+    for label, field in rates.items():
+        table.add_row(label, "", *(f"{one.acceptance[field]:.3f}" for one in drafts))
+    table.add_row(
+        "tokens a target call", "1.00", *(f"{one.block_efficiency:.2f}" for one in drafts)
+    )
+    plain = f"{report.plain_tokens_per_second:.1f}"
+    table.add_row("tokens a second", plain, *(f"{one.tokens_per_second:.1f}" for one in drafts))
+    table.add_row("speed against no draft", "1.00", *(f"{one.speedup:.2f}" for one in drafts))
+    table.add_row("same answers", "", *(f"{one.same_answers:.0%}" for one in drafts))
+    return table
+
+
+def lookahead_table(report: Report) -> Table:
+    """Exact block efficiency for every lookahead."""
+    table = Table(title="Exact tokens a target call by lookahead K", title_justify="left")
+    table.add_column("draft")
+    lookaheads = next(iter(report.drafts.values())).acceptance["block_efficiency"]
+    for lookahead in lookaheads:
+        table.add_column(str(lookahead), justify="right")
+    for name, draft in report.drafts.items():
+        values = draft.acceptance["block_efficiency"].values()
+        table.add_row(name, *(f"{value:.2f}" for value in values))
+    return table

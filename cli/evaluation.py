@@ -1,0 +1,196 @@
+"""Measure drafts against their target: exact acceptance offline, and speed in running engines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from draftsmith.distill.manifest import (
+    MANIFEST_NAME,
+    check_compatible,
+    read_manifest,
+    target_identity,
+)
+from draftsmith.server.engine.command import EngineConfig
+from draftsmith.server.engine.measure import EngineMeasurement, measure
+from draftsmith.server.engine.process import EngineProcess
+from draftsmith.server.home import Home
+
+PLAIN = "plain"
+"""Name of the engine that serves the target alone."""
+_KV_CACHE_BYTES = 512 * 2**20
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is asked of the engines: encoded prompts and sampling as in serving."""
+
+    prompts: Sequence[Sequence[int]]
+    max_tokens: int
+    temperature: float
+    top_p: float
+    num_speculative_tokens: int
+    gamma_max: int
+
+
+class DraftReport(BaseModel):
+    """One draft. `acceptance` is exact, from one pass over the target's own answers;
+    `block_efficiency` and tokens a second were measured in vLLM."""
+
+    acceptance: dict[str, Any]
+    block_efficiency: float
+    acceptance_per_position: list[float]
+    tokens_per_second: float
+    speedup: float
+    """Median over prompts of the plain request's seconds by this one's, in tokens a second."""
+    same_answers: float
+    """Share of answers equal to the plain engine's, token by token."""
+
+
+class Report(BaseModel):
+    """All drafts of one evaluation, beside the target alone."""
+
+    target: str
+    temperature: float
+    top_p: float
+    max_tokens: int
+    num_speculative_tokens: int
+    prompts: int
+    plain_tokens_per_second: float
+    drafts: dict[str, DraftReport]
+
+
+def check_pair(target: Path, draft: Path) -> None:
+    """Refuse a draft that cannot or should not be used with the target.
+
+    Raises:
+        ValueError: vocabulary or tokenizer differ, or the manifest names another target.
+    """
+    if (draft / MANIFEST_NAME).is_file():
+        check_compatible(read_manifest(draft), target)
+        return
+    ours, theirs = target_identity(draft), target_identity(target)
+    if ours.vocab_size != theirs.vocab_size:
+        raise ValueError(
+            f"The draft has {ours.vocab_size} tokens and the target {theirs.vocab_size}: "
+            "both need the same vocabulary."
+        )
+    if ours.tokenizer_sha256 != theirs.tokenizer_sha256:
+        raise ValueError(f"The tokenizers of {draft} and {target} differ: token ids do not match.")
+
+
+def evaluate_drafts(
+    target: Path,
+    drafts: Mapping[str, Path],
+    workload: Workload,
+    home: Home,
+    *,
+    on_stage: Callable[[str], None] = lambda stage: None,
+    on_request: Callable[[int, int], None] = lambda done, total: None,
+) -> Report:
+    """Run target alone and target with each draft side by side on the same prompts.
+
+    Raises:
+        ValueError: a pair does not match, or an engine cannot start.
+    """
+    for draft in drafts.values():
+        check_pair(target, draft)
+    on_stage(f"starting {len(drafts) + 1} engines")
+    with _engines(target, drafts, workload, home) as engines:
+        on_stage("measuring")
+        measured = measure(
+            engines,
+            workload.prompts,
+            max_tokens=workload.max_tokens,
+            temperature=workload.temperature,
+            top_p=workload.top_p,
+            progress=on_request,
+        )
+    on_stage("exact acceptance")
+    plain = measured[PLAIN]
+    return Report(
+        target=target.name,
+        temperature=workload.temperature,
+        top_p=workload.top_p,
+        max_tokens=workload.max_tokens,
+        num_speculative_tokens=workload.num_speculative_tokens,
+        prompts=len(workload.prompts),
+        plain_tokens_per_second=_tokens_per_second(plain),
+        drafts={
+            name: _draft_report(measured[name], plain, acceptance)
+            for name, acceptance in _offline(target, drafts, workload, plain).items()
+        },
+    )
+
+
+@contextmanager
+def _engines(
+    target: Path, drafts: Mapping[str, Path], workload: Workload, home: Home
+) -> Iterator[dict[str, EngineProcess]]:
+    """All engines, loaded at the same time and stopped together."""
+    longest = max(len(prompt) for prompt in workload.prompts)
+    folders: dict[str, Path | None] = {PLAIN: None} | dict(drafts)
+    with ExitStack() as stack:
+        engines = {}
+        for name, draft in folders.items():
+            config = EngineConfig(
+                target=target,
+                draft=draft,
+                num_speculative_tokens=workload.num_speculative_tokens,
+                max_model_len=longest + workload.max_tokens + workload.num_speculative_tokens + 1,
+                max_num_seqs=8,
+                kv_cache_bytes=_KV_CACHE_BYTES,
+            )
+            engine = EngineProcess(config, home.logs / f"evaluate-{name}.log")
+            engines[name] = stack.enter_context(engine)
+        for engine in engines.values():
+            engine.wait_ready()
+        yield engines
+
+
+def _offline(
+    target: Path, drafts: Mapping[str, Path], workload: Workload, plain: EngineMeasurement
+) -> dict[str, dict[str, Any]]:
+    """Exact acceptance on the answers that the target alone just gave."""
+    # Imported here: the command line must answer --help without waiting for torch.
+    from draftsmith.distill.offline import evaluate_offline
+
+    answers = [completion.token_ids for completion in plain.completions]
+    return evaluate_offline(
+        target,
+        drafts,
+        list(zip(workload.prompts, answers, strict=True)),
+        temperature=workload.temperature,
+        top_p=workload.top_p,
+        gamma_max=workload.gamma_max,
+    )
+
+
+def _draft_report(
+    measured: EngineMeasurement, plain: EngineMeasurement, acceptance: dict[str, Any]
+) -> DraftReport:
+    assert measured.acceptance is not None
+    assert measured.block_efficiency is not None
+    pairs = list(zip(measured.completions, plain.completions, strict=True))
+    ratios = sorted(
+        (ours.seconds / len(ours.token_ids)) / (theirs.seconds / len(theirs.token_ids))
+        for ours, theirs in pairs
+    )
+    return DraftReport(
+        acceptance=acceptance,
+        block_efficiency=measured.block_efficiency,
+        acceptance_per_position=measured.acceptance.per_position,
+        tokens_per_second=_tokens_per_second(measured),
+        speedup=1 / ratios[len(ratios) // 2],
+        same_answers=sum(ours.token_ids == theirs.token_ids for ours, theirs in pairs) / len(pairs),
+    )
+
+
+def _tokens_per_second(measured: EngineMeasurement) -> float:
+    assert measured.tokens_per_second is not None, "only sequential requests are timed"
+    return measured.tokens_per_second

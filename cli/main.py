@@ -1,0 +1,45 @@
+"""`draftsmith`: the command line. Errors are one sentence and a non-zero exit."""
+
+from __future__ import annotations
+
+import errno
+import sys
+
+import typer
+
+from draftsmith.cli.demo import demo
+from draftsmith.cli.distill import distill
+from draftsmith.cli.doctor import doctor
+from draftsmith.cli.evaluate import evaluate
+from draftsmith.cli.models import models
+from draftsmith.cli.serve import serve
+
+app = typer.Typer(
+    name="draftsmith",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Distil a draft model from the model you serve, and serve both with vLLM.",
+)
+app.command()(demo)
+app.command()(doctor)
+app.add_typer(models, name="models")
+app.command()(distill)
+app.command()(evaluate)
+app.command()(serve)
+
+
+def main() -> None:
+    try:
+        app()
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        sys.exit(f"error: {error.strerror}{where}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""The folder of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run keeps its things."""
+
+    root: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.root / "recipe.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def initial(self) -> Path:
+        """The student before training, as a draft folder."""
+        return self.root / "initial"
+
+    @property
+    def draft(self) -> Path:
+        """The trained draft."""
+        return self.root / "draft"
+
+    @property
+    def picture(self) -> Path:
+        return self.root / "curves.png"
