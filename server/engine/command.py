@@ -49,6 +49,10 @@ class EngineConfig:
     extra_args: tuple[str, ...] = ()
     """Further flags for vLLM, verbatim and last."""
 
+    def eager_on(self, *, cpu: bool) -> bool:
+        """Whether the engine runs without compilation; the choice is the CPU's default."""
+        return cpu if self.enforce_eager is None else self.enforce_eager
+
 
 def uses_cpu_wheel() -> bool:
     """Whether the installed vLLM is the CPU build.
@@ -87,7 +91,7 @@ def engine_command(config: EngineConfig, socket: Path) -> list[str]:
     for flag, value in optional.items():
         if value is not None:
             command += [flag, str(value)]
-    if config.enforce_eager if config.enforce_eager is not None else on_cpu:
+    if config.eager_on(cpu=on_cpu):
         command.append("--enforce-eager")
     if not config.prefix_caching:
         command.append("--no-enable-prefix-caching")
@@ -96,7 +100,9 @@ def engine_command(config: EngineConfig, socket: Path) -> list[str]:
     return [*command, *config.extra_args]
 
 
-def engine_environment(report: Path, base: Mapping[str, str] | None = None) -> dict[str, str]:
+def engine_environment(
+    config: EngineConfig, report: Path, base: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """The environment of an engine: offline, no telemetry, only our plug-in, fast allocator."""
     environment = dict(os.environ if base is None else base)
     environment.pop("DRAFTSMITH_API_KEY", None)
@@ -110,6 +116,10 @@ def engine_environment(report: Path, base: Mapping[str, str] | None = None) -> d
         REPORT_VARIABLE: str(report),
     }
     if uses_cpu_wheel():
+        if config.eager_on(cpu=True):
+            # Else a first request with logprobs compiles C++ for many seconds, or ends the
+            # engine where there is no compiler.
+            environment["TORCH_COMPILE_DISABLE"] = "1"
         preload = [*map(str, preload_libraries()), environment.get("LD_PRELOAD", "")]
         environment["LD_PRELOAD"] = ":".join(filter(None, preload))
     return environment

@@ -115,7 +115,7 @@ class EngineProcess:
         try:
             self._folder = _private_folder()
             command = engine_command(self.config, self.socket)
-            environment = engine_environment(self._folder)
+            environment = engine_environment(self.config, self._folder)
             arguments = (str(self._folder), str(self.grace_s))
             self.log_file.parent.mkdir(parents=True, exist_ok=True)
             with self.log_file.open("ab") as log:
