@@ -180,10 +180,12 @@ def parse_recipe(content: dict[str, Any], origin: str) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
+        # A misspelt name is told before the field that it leaves missing.
+        unknown = [one for one in error.errors() if one["type"] == "extra_forbidden"]
+        first = (unknown or error.errors())[0]
         where = [str(part) for part in first["loc"]]
         message = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "extra_forbidden":
+        if unknown:
             message = "unknown field" + _suggestion(where)
         raise ValueError(f"{origin}: {'.'.join(where)}: {message}.") from error
 

@@ -49,7 +49,9 @@ def make_tokenizer(vocab_size: int = VOCAB_SIZE) -> PreTrainedTokenizerFast:
     return fast
 
 
-def make_target(folder: Path, *, seed: int = 0, vocab_size: int = VOCAB_SIZE, **config: Any) -> Path:
+def make_target(
+    folder: Path, *, seed: int = 0, vocab_size: int = VOCAB_SIZE, **config: Any
+) -> Path:
     """Write a tiny random Llama with its tokenizer into `folder` and return the folder."""
     tokenizer = make_tokenizer(vocab_size)
     settings = {

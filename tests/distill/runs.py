@@ -1,0 +1,55 @@
+"""Start real training runs on the tiny target, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from draftsmith.distill.metrics import read_metrics
+
+TINY = {
+    "teacher.dtype": "float32",
+    "export.dtype": "float32",
+    "data.limit": 12,
+    "data.heldout_limit": 4,
+    "rollout.max_new_tokens": 12,
+    "train.steps": 4,
+    "train.batch_size": 8,
+    "train.micro_batch_size": 4,
+}
+
+
+def command(target: Path, output: Path, nproc: int = 1, **settings: Any) -> list[str]:
+    """Command line of a tiny run; settings are recipe fields with `__` for the dot."""
+    fields = TINY | {name.replace("__", "."): value for name, value in settings.items()}
+    fields["teacher.model"] = str(target)
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
+    arguments = [sys.executable, *(launcher if nproc > 1 else [])]
+    arguments += ["-m", "draftsmith.distill.train", "--recipe", "tiny", "--output", str(output)]
+    for name, value in fields.items():
+        arguments += ["--set", f"{name}={json.dumps(value)}"]
+    return arguments
+
+
+def run(
+    target: Path, output: Path, nproc: int = 1, *, resume: bool = False, **settings: Any
+) -> subprocess.CompletedProcess[str]:
+    arguments = command(target, output, nproc, **settings) + (["--resume"] if resume else [])
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=300, check=False)
+
+
+def succeed(
+    target: Path, output: Path, nproc: int = 1, *, resume: bool = False, **settings: Any
+) -> list[dict[str, Any]]:
+    """Run to the end and return the metrics without the fields that measure time."""
+    result = run(target, output, nproc, resume=resume, **settings)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return timeless(output)
+
+
+def timeless(output: Path) -> list[dict[str, Any]]:
+    records = read_metrics(output / "metrics.jsonl")
+    return [{key: one[key] for key in one if key != "seconds"} for one in records]

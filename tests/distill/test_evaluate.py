@@ -1,0 +1,81 @@
+"""Offline acceptance against brute force on whole logits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from draftsmith.distill.batch import Example
+from draftsmith.distill.evaluate import evaluate, prepare_heldout
+from draftsmith.distill.models import load_model
+from draftsmith.distill.recipe import EvaluateSection
+from draftsmith.distill.sampling import Sampling, generate
+from draftsmith.distill.teacher import Teacher
+from draftsmith.kernels.acceptance import block_efficiency
+from tests.tiny import make_target
+
+PROMPTS = [[1, 80, 81, 82], [5, 6], [9, 8, 7, 6, 5, 4, 3]]
+
+
+@pytest.fixture(scope="module")
+def target(tiny_target: Path) -> Teacher:
+    return Teacher(load_model(tiny_target, torch.float32))
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Teacher:
+    folder = make_target(tmp_path_factory.mktemp("models") / "other", seed=1)
+    return Teacher(load_model(folder, torch.float32))
+
+
+def answered(target: Teacher, temperature: float) -> list[Example]:
+    sampling = Sampling(16, temperature)
+    answers = generate(target.model, PROMPTS, [3, 4, 5], sampling, stop_tokens=[2], batch_size=3)
+    return [
+        Example(tuple(prompt), tuple(answer), "recorded")
+        for prompt, answer in zip(PROMPTS, answers, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_identical_draft_is_always_accepted(target: Teacher, temperature: float) -> None:
+    section = EvaluateSection(temperature=temperature, gamma_max=4)
+    heldout = prepare_heldout(target, answered(target, temperature), 2, batch_size=2)
+    result = evaluate(target.model, heldout, section)
+    assert result.alpha_overlap == pytest.approx(1.0, abs=1e-5)
+    assert result.forward_kl == pytest.approx(0.0, abs=1e-6)
+    if temperature == 0:
+        assert result.alpha_argmax == 1.0
+    blocks = [len(example.response) for example in answered(target, temperature)]
+    calls = sum(-(-length // 5) for length in blocks)
+    assert result.block_efficiency[4] == pytest.approx(sum(blocks) / calls, rel=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_equals_brute_force(target: Teacher, other: Teacher, temperature: float) -> None:
+    examples = answered(target, temperature)
+    scale = temperature or 1.0
+    overlaps, greedy, agree, accepts = [], [], [], []
+    for example in examples:
+        tokens = torch.tensor([example.prompt + example.response])
+        rows = slice(len(example.prompt) - 1, -1)
+        p = (target.model(tokens).logits[0, rows] / scale).softmax(-1)
+        q = (other.model(tokens).logits[0, rows] / scale).softmax(-1)
+        label = torch.tensor(example.response)
+        index = torch.arange(len(label))
+        overlaps += torch.minimum(p, q).sum(-1).tolist()
+        greedy += p[index, q.argmax(-1)].tolist()
+        agree += (q.argmax(-1) == label).double().tolist()
+        ratio = (q[index, label] / p[index, label]).clamp(max=1)
+        accepts.append((ratio if temperature else (q.argmax(-1) == label).double()).tolist())
+
+    heldout = prepare_heldout(target, examples, 2, batch_size=2)
+    result = evaluate(other.model, heldout, EvaluateSection(temperature=temperature))
+    assert result.tokens == len(overlaps)
+    assert result.alpha_overlap == pytest.approx(sum(overlaps) / len(overlaps), rel=1e-4)
+    assert result.alpha_greedy_draft == pytest.approx(sum(greedy) / len(greedy), rel=1e-4)
+    assert result.alpha_argmax == pytest.approx(sum(agree) / len(agree))
+    for lookahead, tau in result.block_efficiency.items():
+        assert tau == pytest.approx(block_efficiency(accepts, lookahead), rel=1e-4)

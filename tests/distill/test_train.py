@@ -1,0 +1,161 @@
+"""The run as a whole: what it optimises must not depend on how it is split or interrupted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from draftsmith.distill.metrics import read_metrics
+from tests.distill.runs import command, run, succeed, timeless
+
+UNCLIPPED = {"train__max_grad_norm": 1e9, "train__zero_stage": 0}
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_target: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run on one process with half of the responses on-policy."""
+    output = tmp_path_factory.mktemp("runs") / "reference"
+    succeed(tiny_target, output, **UNCLIPPED)
+    return output
+
+
+def train_records(output: Path) -> list[dict[str, Any]]:
+    return [record for record in timeless(output) if record["kind"] == "train"]
+
+
+def first_gradients(output: Path) -> list[torch.Tensor]:
+    """The gradients of the first step: Adam's first moment after it is (1 - beta1) g."""
+    path = output / "checkpoints" / "step-00000001" / "state" / "mp_rank_00_model_states.pt"
+    state = torch.load(path, weights_only=False)["optimizer"]["state"]
+    return [state[index]["exp_avg"] / (1 - 0.9) for index in sorted(state)]
+
+
+@pytest.mark.parametrize(
+    ("nproc", "micro_batch"), [(1, 1), (1, 2), (2, 4)], ids=["micro-1", "micro-2", "two-processes"]
+)
+def test_loss_and_gradients_do_not_depend_on_the_split(
+    tiny_target: Path, tmp_path: Path, whole_step: Path, nproc: int, micro_batch: int
+) -> None:
+    settings = UNCLIPPED | {"train__steps": 1, "train__micro_batch_size": micro_batch}
+    (record,) = [
+        one
+        for one in succeed(tiny_target, tmp_path / "run", nproc, **settings)
+        if one["kind"] == "train"
+    ]
+    (expected,) = train_records(whole_step)
+    assert record["tokens"] == expected["tokens"]
+    assert record["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    assert record["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-5)
+    pairs = zip(first_gradients(tmp_path / "run"), first_gradients(whole_step), strict=True)
+    for ours, theirs in pairs:
+        assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
+
+
+@pytest.fixture(scope="module")
+def whole_step(tiny_target: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One step whose batch is a single micro-batch."""
+    output = tmp_path_factory.mktemp("runs") / "whole"
+    succeed(tiny_target, output, **UNCLIPPED, train__steps=1, train__micro_batch_size=8)
+    assert train_records(output)[0]["student_share"] not in (0, 1), "both sources must be covered"
+    return output
+
+
+@pytest.mark.parametrize("stage", [1, pytest.param(2, marks=pytest.mark.slow), 3])
+def test_zero_stages_train_alike_on_two_processes(
+    tiny_target: Path, tmp_path: Path, reference: Path, stage: int
+) -> None:
+    settings = UNCLIPPED | {"train__zero_stage": stage}
+    succeed(tiny_target, tmp_path / "run", 2, **settings)
+    pairs = list(zip(train_records(tmp_path / "run"), train_records(reference), strict=True))
+    assert len(pairs) == 4
+    for ours, theirs in pairs:
+        assert ours["tokens"] == theirs["tokens"]
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
+
+
+def test_training_lowers_the_loss_and_raises_the_overlap(reference: Path) -> None:
+    evaluations = [one for one in timeless(reference) if one["kind"] == "evaluation"]
+    assert evaluations[-1]["forward_kl"] < evaluations[0]["forward_kl"]
+    assert evaluations[-1]["alpha_overlap"] > evaluations[0]["alpha_overlap"]
+    assert (reference / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_killed_anywhere_goes_on_bit_by_bit(tiny_target: Path, tmp_path: Path) -> None:
+    settings = {"train__steps": 60, "train__save_every": 7, "train__eval_every": 20}
+    expected = succeed(tiny_target, tmp_path / "whole", **settings)
+
+    killed = tmp_path / "killed"
+    for kill_after, resume in ((10, False), (35, True)):
+        _kill_in_the_middle(tiny_target, killed, kill_after, resume, settings)
+    partial = killed / "checkpoints" / "step-00000999.partial"
+    partial.mkdir()  # what a kill while saving leaves behind
+    resumed = succeed(tiny_target, killed, resume=True, **settings)
+
+    assert resumed == expected
+    weights = "draft/model.safetensors"
+    assert (killed / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
+
+
+def _kill_in_the_middle(
+    target: Path, output: Path, after: int, resume: bool, settings: dict[str, Any]
+) -> None:
+    arguments = command(target, output, **settings) + (["--resume"] if resume else [])
+    process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while _last_step(output) < after:
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert _last_step(output) < 60
+
+
+def _last_step(output: Path) -> int:
+    return max((one["step"] for one in read_metrics(output / "metrics.jsonl")), default=0)
+
+
+def test_a_damaged_checkpoint_is_passed_over(
+    tiny_target: Path, tmp_path: Path, reference: Path
+) -> None:
+    output = tmp_path / "run"
+    settings = UNCLIPPED | {"train__save_every": 2}
+    expected = succeed(tiny_target, output, **settings)
+    newest = output / "checkpoints" / "step-00000004" / "state" / "mp_rank_00_model_states.pt"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    result = run(tiny_target, output, resume=True, **settings)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "damaged" in result.stderr
+    assert timeless(output) == expected
+
+
+def test_wrong_input_is_one_sentence(tiny_target: Path, tmp_path: Path, reference: Path) -> None:
+    bad_line = tmp_path / "bad.jsonl"
+    bad_line.write_text('{"prompt": "fine"}\n{"prompt": 3}\n')
+    cases: list[tuple[dict[str, Any], Path, str]] = [
+        ({"data__train": str(bad_line)}, tmp_path / "a", "bad.jsonl:2"),
+        ({"train__micro_batch_size": 3}, tmp_path / "b", "multiple of micro_batch_size"),
+        ({"student__num_layers": 5}, tmp_path / "c", "the teacher has only 2"),
+        ({}, reference, "--resume"),
+    ]
+    for settings, output, expected in cases:
+        result = run(tiny_target, output, **settings)
+        assert result.returncode != 0
+        errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1
+        assert expected in errors[0]
+        assert "Traceback" not in result.stderr
+
+
+def test_resuming_with_another_recipe_names_the_field(tiny_target: Path, reference: Path) -> None:
+    result = run(tiny_target, reference, resume=True, **UNCLIPPED, train__learning_rate=0.5)
+    assert result.returncode != 0
+    assert "train.learning_rate differs" in result.stderr
