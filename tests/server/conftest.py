@@ -1,0 +1,75 @@
+"""Three real vLLM engines for the whole session, started side by side.
+
+`identical`: a gateway whose draft is the target itself. `other`: a gateway whose draft is
+another random model. `plain`: the target without a draft.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from draftsmith.server.engine.command import EngineConfig
+from draftsmith.server.engine.process import EngineProcess
+from tests.server.processes import GatewayProcess
+from tests.tiny import make_target
+
+
+@dataclass(frozen=True)
+class Models:
+    target: Path
+    other: Path
+
+
+@dataclass(frozen=True)
+class Fleet:
+    identical: GatewayProcess
+    other: GatewayProcess
+    plain: EngineProcess
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    folder = tmp_path_factory.mktemp("models")
+    # The second shares its embedding scale but not its weights: it is accepted now and then.
+    return Models(make_target(folder / "target"), make_target(folder / "other", seed=1))
+
+
+@pytest.fixture(scope="session")
+def fleet(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    homes = [tmp_path_factory.mktemp(name) for name in ("identical", "other", "plain")]
+    config = EngineConfig(
+        target=models.target,
+        dtype="float32",
+        max_model_len=512,
+        max_num_seqs=16,
+        max_num_batched_tokens=128,
+        kv_cache_bytes=64 << 20,
+    )
+    with ExitStack() as stack:
+        plain = EngineProcess(config, homes[2] / "engine.log")
+        stack.callback(plain.stop)
+        plain.start()
+        identical = GatewayProcess(homes[0], models.target, models.target)
+        stack.callback(identical.stop)
+        other = GatewayProcess(homes[1], models.target, models.other)
+        stack.callback(other.stop)
+        identical.wait_ready()
+        other.wait_ready()
+        plain.wait_ready(150.0)
+        yield Fleet(identical, other, plain)
+
+
+@pytest.fixture(scope="session")
+def gateway(fleet: Fleet) -> GatewayProcess:
+    return fleet.identical
+
+
+@pytest.fixture
+def target_copy(models: Models, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(models.target, tmp_path / "copy"))

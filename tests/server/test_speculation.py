@@ -1,0 +1,139 @@
+"""What speculation must not change, and what a perfect draft must give."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+
+import httpx
+import pytest
+
+from draftsmith.server.engine.measure import Measurable, measure
+from draftsmith.server.engine.process import EngineProcess
+from tests.server.conftest import Fleet
+from tests.server.processes import MODEL, GatewayProcess
+
+K = 3
+rng = random.Random(0)
+PROMPTS = [[rng.randrange(3, 300) for _ in range(rng.randrange(4, 40))] for _ in range(8)]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_identical_draft_is_always_accepted(fleet: Fleet, temperature: float) -> None:
+    """Every proposal is accepted, at T=1 only because the plug-in mends vLLM's CPU sampling."""
+    result = measure(
+        {"draft": fleet.identical},
+        PROMPTS,
+        max_tokens=64,
+        temperature=temperature,
+        ignore_eos=True,
+        concurrency=6,
+    )["draft"]
+    assert result.acceptance is not None
+    assert result.acceptance.drafts > 100
+    assert result.block_efficiency == pytest.approx(K + 1, rel=0.01)
+    assert result.acceptance.per_position == pytest.approx([1.0] * K, rel=0.01)
+    assert result.tokens_per_second is None  # requests overlapped: a speed would mislead
+
+
+def test_greedy_output_is_the_targets_own(fleet: Fleet) -> None:
+    """Token by token at T=0 in float32, with a perfect and with a poor draft."""
+    calls: list[tuple[int, int]] = []
+    engines: dict[str, Measurable] = {
+        "plain": fleet.plain,
+        "identical": fleet.identical,
+        "other": fleet.other,
+    }
+    results = measure(
+        engines,
+        PROMPTS,
+        max_tokens=64,
+        ignore_eos=True,
+        progress=lambda done, total: calls.append((done, total)),
+    )
+    plain = [one.token_ids for one in results["plain"].completions]
+    assert all(len(tokens) == 64 for tokens in plain)
+    for name in ("identical", "other"):
+        assert [one.token_ids for one in results[name].completions] == plain
+
+    assert calls == [(done, len(PROMPTS) * 3) for done in range(1, len(PROMPTS) * 3 + 1)]
+    assert results["plain"].acceptance is None
+    assert results["plain"].block_efficiency is None
+    poor = results["other"].acceptance
+    assert poor is not None
+    # Really another model: rejections happened, so equality above means something.
+    assert poor.block_efficiency < K
+    assert poor.per_position == sorted(poor.per_position, reverse=True)
+    assert poor.accepted == pytest.approx(sum(poor.per_position) * poor.drafts)
+    for result in results.values():
+        total = sum(one.seconds for one in result.completions)
+        assert result.tokens_per_second == pytest.approx(64 * len(PROMPTS) / total)
+
+
+def test_sampled_output_follows_the_targets_distribution(fleet: Fleet) -> None:
+    """At T=1 a rejected proposal is replaced so that nothing shows: two-sample chi-square."""
+
+    def tokens(engine: GatewayProcess | EngineProcess) -> Counter[tuple[int, int]]:
+        seen: Counter[tuple[int, int]] = Counter()
+        with engine.client(60.0) as client:
+            name = client.get("/v1/models").json()["data"][0]["id"]
+            body = {"model": name, "prompt": PROMPTS[0], "n": 16, "max_tokens": 5, "top_p": 0.9}
+            body |= {"temperature": 1.0, "ignore_eos": True, "return_token_ids": True}
+            for _ in range(60):
+                for choice in client.post("/v1/completions", json=body).json()["choices"]:
+                    seen.update(enumerate(choice["token_ids"]))
+        return seen
+
+    spec, plain = tokens(fleet.other), tokens(fleet.plain)
+    statistic, cells = 0.0, 0
+    for token in spec.keys() | plain.keys():
+        one, two = spec[token], plain[token]
+        if one + two >= 10:
+            statistic += (one - two) ** 2 / (one + two)
+            cells += 1
+    assert cells > 20
+    # Normal approximation; tokens of one sample depend on each other, hence the wide bound.
+    assert (statistic - cells) / math.sqrt(2 * cells) < 5
+
+
+@pytest.mark.parametrize("length", [8, 300])
+def test_seed_repeats_the_answer(gateway: GatewayProcess, length: int) -> None:
+    """300 tokens are prefilled in three chunks, which with a seed used to end the engine."""
+    client = gateway.openai()
+
+    def once(seed: int) -> str:
+        answer = client.completions.create(
+            model=MODEL, prompt=[7] * length, seed=seed, temperature=1.0, max_tokens=24
+        )
+        return answer.choices[0].text
+
+    # The first answer also fills the prefix cache; the second has fewer chunks, same tokens.
+    assert once(5) == once(5)
+    assert len({once(seed) for seed in range(6)}) > 1
+    assert gateway.get("/ready").status_code == 200
+
+
+def test_prompts_of_many_lengths_with_seed(gateway: GatewayProcess) -> None:
+    """Chunks of several seeded and unseeded prompts share steps."""
+    with httpx.Client(base_url=gateway.url, timeout=60.0) as client:
+        body = {
+            "model": MODEL,
+            "prompt": [[5 + i] * (40 * i + 1) for i in range(11)],
+            "temperature": 0.8,
+            "max_tokens": 8,
+            "n": 2,
+        }
+        for extra in ({"seed": 1}, {}):
+            answer = client.post("/v1/completions", json=body | extra)
+            assert answer.status_code == 200, answer.text
+            assert len(answer.json()["choices"]) == 22
+
+
+def test_measure_refuses_nonsense(fleet: Fleet) -> None:
+    with pytest.raises(ValueError, match="prompts that are not empty"):
+        measure({"plain": fleet.plain}, [[]])
+    with pytest.raises(ValueError, match="at least 1"):
+        measure({"plain": fleet.plain}, [[1]], concurrency=0)
+    with pytest.raises(ValueError, match="'plain' refused a prompt"):
+        measure({"plain": fleet.plain}, [[1] * 600])
