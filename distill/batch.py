@@ -20,6 +20,10 @@ class Example:
     response: tuple[int, ...]
     source: str
 
+    @property
+    def length(self) -> int:
+        return len(self.prompt) + len(self.response)
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -39,7 +43,7 @@ class Batch:
 
 def make_batch(examples: Sequence[Example], pad_token: int, device: torch.device) -> Batch:
     """Pad on the right, which changes nothing for causal attention."""
-    length = max(len(example.prompt) + len(example.response) for example in examples)
+    length = max(example.length for example in examples)
     tokens_BT = torch.full((len(examples), length), pad_token)
     attention_BT = torch.zeros_like(tokens_BT)
     predicts_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)

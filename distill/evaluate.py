@@ -60,12 +60,11 @@ def prepare_heldout(
 ) -> HeldOut:
     """This process's share of the examples, with the teacher's hidden states."""
     mine = examples[distributed.rank() :: distributed.world_size()]
-    device = teacher.model.device
-    batches = [
-        make_batch(mine[start : start + batch_size], pad_token, device)
-        for start in range(0, len(mine), batch_size)
-    ]
-    return HeldOut(batches, [teacher.signal(batch, torch.float32) for batch in batches])
+    parts = [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
+    return HeldOut(
+        [make_batch(part, pad_token, teacher.model.device) for part in parts],
+        [teacher.signal(part, torch.float32) for part in parts],
+    )
 
 
 @torch.no_grad()

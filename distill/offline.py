@@ -46,7 +46,7 @@ def evaluate_offline(
     examples = [
         Example(tuple(prompt), tuple(answer), "recorded") for prompt, answer in answered if answer
     ]
-    heldout = prepare_heldout(Teacher(model), examples, pad, _SEQUENCES_AT_A_TIME)
+    heldout = prepare_heldout(Teacher(model, pad), examples, pad, _SEQUENCES_AT_A_TIME)
     results = {}
     for name, folder in drafts.items():
         draft = load_model(folder, torch.float32).to(default_device())

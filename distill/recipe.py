@@ -27,6 +27,12 @@ class TeacherSection(_Section):
     """A folder, a name in the local store, or a Hugging Face hub id."""
     dtype: DType = "auto"
     """`auto` is bfloat16 where the machine multiplies it natively, else float32."""
+    keep_states_gib: float = Field(1.0, ge=0)
+    """Memory a process may use to keep the teacher's hidden states of recorded answers."""
+
+    @property
+    def keep_bytes(self) -> float:
+        return self.keep_states_gib * 2**30
 
 
 class StudentSection(_Section):

@@ -25,6 +25,17 @@ def teacher_samplings(section: RolloutSection) -> list[Sampling]:
     return [greedy] + [student_sampling(section)] * (section.answers_per_prompt - 1)
 
 
+def recorded_examples(
+    prompts: Sequence[EncodedPrompt], answers: Sequence[Sequence[Answer]]
+) -> list[Example]:
+    """Every recorded answer as an example."""
+    return [
+        Example(prompt.tokens, answer.tokens, "recorded")
+        for prompt, options in zip(prompts, answers, strict=True)
+        for answer in options
+    ]
+
+
 def rollout(
     student: PreTrainedModel,
     recipe: Recipe,

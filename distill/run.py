@@ -107,7 +107,7 @@ def prepare(recipe: Recipe, folder: RunFolder) -> Prepared:
         for prompt, (answer, *_) in zip(heldout_prompts, heldout_answers, strict=True)
     ]
     return Prepared(
-        teacher=Teacher(model),
+        teacher=Teacher(model, stops[0]),
         student=student,
         dtype=torch_dtype(recipe.train.dtype),
         stop_tokens=stops,

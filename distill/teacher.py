@@ -1,27 +1,73 @@
-"""The live teacher: frozen, in process, giving the signal that objectives train on."""
+"""The live teacher: frozen, in process, giving the signal that objectives train on.
+
+Hidden states of recorded answers are computed once, where they fit into memory: they come back in
+every pass over the prompts, and a teacher's forward pass costs more than all of a small student's
+training step. Batches are fixed for that, so that a resumed run sees the same bits.
+
+Legend: N response tokens, G teacher width.
+"""
 
 from __future__ import annotations
 
+from collections import ChainMap
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from draftsmith.distill.batch import Batch, response_states
+from draftsmith.distill.batch import Example, make_batch, response_states
 from draftsmith.distill.models import body, head_weight
+from draftsmith.distill.progress import track
 from draftsmith.kernels.signal import HiddenSignal
+
+_SEQUENCES_AT_A_TIME = 8
 
 
 class Teacher:
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model.eval().requires_grad_(False)
+    """Args: pad_token is any token id; padded positions are never looked at."""
 
-    @torch.no_grad()
-    def signal(self, batch: Batch, dtype: torch.dtype | None = None) -> HiddenSignal:
-        """Hidden states of the response positions with the head that turns them into logits.
+    def __init__(self, model: PreTrainedModel, pad_token: int) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self._pad_token = pad_token
+        self._kept: dict[Example, Tensor] = {}
+
+    def keep_states(self, examples: Sequence[Example], budget_bytes: float) -> bool:
+        """Compute the hidden states of `examples` now, if they fit into the budget."""
+        head_VG = head_weight(self.model)
+        tokens = sum(len(example.response) for example in examples)
+        if tokens * head_VG.shape[1] * head_VG.element_size() > budget_bytes:
+            return False
+        ordered = sorted(
+            set(examples), key=lambda one: (len(one.prompt + one.response), one.prompt)
+        )
+        with track("teacher states", len(ordered)) as bar:
+            for start in range(0, len(ordered), _SEQUENCES_AT_A_TIME):
+                part = ordered[start : start + _SEQUENCES_AT_A_TIME]
+                self._kept |= zip(part, self._forward(part), strict=True)
+                bar.advance(len(part))
+        return True
+
+    def signal(self, examples: Sequence[Example], dtype: torch.dtype | None = None) -> HiddenSignal:
+        """Hidden states of all response tokens, in order, with the head that gives their logits.
 
         Args:
             dtype: of the vocabulary projection; the model's own by default. Evaluation asks for
                 float32, since rounded logits bias what is measured.
         """
-        hidden_NH, head_VH = response_states(body(self.model), batch), head_weight(self.model)
-        dtype = dtype or head_VH.dtype
-        return HiddenSignal(hidden_NH.to(dtype), head_VH.to(dtype))
+        fresh = [example for example in examples if example not in self._kept]
+        states = ChainMap(dict(zip(fresh, self._forward(fresh), strict=True)), self._kept)
+        hidden_NG = torch.cat([states[example] for example in examples])
+        head_VG = head_weight(self.model)
+        dtype = dtype or head_VG.dtype
+        return HiddenSignal(hidden_NG.to(dtype), head_VG.to(dtype))
+
+    @torch.no_grad()
+    def _forward(self, examples: Sequence[Example]) -> list[Tensor]:
+        if not examples:
+            return []
+        batch = make_batch(examples, self._pad_token, self.model.device)
+        hidden_NG = response_states(body(self.model), batch)
+        lengths = [len(example.response) for example in examples]
+        # Cloned: a view would keep the states of the whole padded batch alive.
+        return [part.clone() for part in hidden_NG.split(lengths)]

@@ -30,7 +30,7 @@ from draftsmith.distill.models import quiet_libraries
 from draftsmith.distill.plot import plot_curves
 from draftsmith.distill.progress import track
 from draftsmith.distill.recipe import Recipe, load_recipe
-from draftsmith.distill.rollout import rollout
+from draftsmith.distill.rollout import recorded_examples, rollout
 from draftsmith.distill.run import Prepared, open_run, prepare
 from draftsmith.distill.trainee import (
     learning_rate,
@@ -55,6 +55,7 @@ def train(recipe: Recipe, output: Path, *, resume: bool = False) -> RunFolder:
     heldout = prepare_heldout(
         run.teacher, run.heldout, run.stop_tokens[0], recipe.train.micro_batch_size
     )
+    run.teacher.keep_states(recorded_examples(run.prompts, run.answers), recipe.teacher.keep_bytes)
     engine = start_engine(run.student, recipe, run.dtype)
     start = load_checkpoint(folder.checkpoints, engine)
     metrics = Metrics(folder.metrics, start, enabled=distributed.is_main())
@@ -115,8 +116,9 @@ def train_step(
     total = torch.zeros(1, dtype=torch.float64)
     size = recipe.train.micro_batch_size
     for start in range(0, len(examples), size):
-        batch = make_batch(examples[start : start + size], run.stop_tokens[0], engine.device)
-        loss, loss_N = engine(batch, run.teacher.signal(batch), scale)
+        part = examples[start : start + size]
+        batch = make_batch(part, run.stop_tokens[0], engine.device)
+        loss, loss_N = engine(batch, run.teacher.signal(part), scale)
         engine.backward(loss, scale_wrt_gas=False)
         engine.step()
         total += loss_N.sum().double().cpu()

@@ -21,13 +21,13 @@ PROMPTS = [[1, 80, 81, 82], [5, 6], [9, 8, 7, 6, 5, 4, 3]]
 
 @pytest.fixture(scope="module")
 def target(tiny_target: Path) -> Teacher:
-    return Teacher(load_model(tiny_target, torch.float32))
+    return Teacher(load_model(tiny_target, torch.float32), pad_token=2)
 
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Teacher:
     folder = make_target(tmp_path_factory.mktemp("models") / "other", seed=1)
-    return Teacher(load_model(folder, torch.float32))
+    return Teacher(load_model(folder, torch.float32), pad_token=2)
 
 
 def answered(target: Teacher, temperature: float) -> list[Example]:

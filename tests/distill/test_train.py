@@ -15,7 +15,7 @@ import torch
 from draftsmith.distill.metrics import read_metrics
 from tests.distill.runs import command, run, succeed, timeless
 
-UNCLIPPED = {"train__max_grad_norm": 1e9, "train__zero_stage": 0}
+UNCLIPPED: dict[str, Any] = {"train__max_grad_norm": 1e9, "train__zero_stage": 0}
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_training_lowers_the_loss_and_raises_the_overlap(reference: Path) -> Non
 
 
 def test_a_run_killed_anywhere_goes_on_bit_by_bit(tiny_target: Path, tmp_path: Path) -> None:
-    settings = {"train__steps": 60, "train__save_every": 7, "train__eval_every": 20}
+    settings: dict[str, Any] = {"train__steps": 60, "train__save_every": 7, "train__eval_every": 20}
     expected = succeed(tiny_target, tmp_path / "whole", **settings)
 
     killed = tmp_path / "killed"
