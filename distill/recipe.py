@@ -47,6 +47,8 @@ class StudentSection(_Section):
     num_attention_heads: int | None = Field(None, ge=1)
     num_key_value_heads: int | None = Field(None, ge=1)
     intermediate_size: int | None = Field(None, ge=16)
+    freeze_embeddings: bool = False
+    """Keep embedding and head as they start: less to overfit, and cheaper steps."""
 
     @model_validator(mode="after")
     def _one_way_to_choose_layers(self) -> Self:

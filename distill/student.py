@@ -19,6 +19,9 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from draftsmith.distill.models import body
 from draftsmith.distill.recipe import StudentSection
 
+_INITIAL_LOGIT_STD = 0.7
+"""Of a narrow student, over the vocabulary, for a hidden state of unit scale."""
+
 
 def make_student(teacher: PreTrainedModel, section: StudentSection, seed: int) -> PreTrainedModel:
     """Build the float32 student that the recipe describes.
@@ -31,12 +34,13 @@ def make_student(teacher: PreTrainedModel, section: StudentSection, seed: int) -
     config = _student_config(teacher.config, section, len(kept) or section.num_layers or total)
     torch.manual_seed(seed)
     student: PreTrainedModel = AutoModelForCausalLM.from_config(config).float()
-    if section.init == "random":
-        return student
-    if config.hidden_size == teacher.config.hidden_size:
+    if section.init == "cut" and kept:
         _copy_layers(teacher, student, kept)
-    else:
+    elif section.init == "cut":
         _project_embeddings(teacher, student)
+    if section.freeze_embeddings:
+        for module in (student.get_input_embeddings(), student.get_output_embeddings()):
+            module.requires_grad_(False)
     return student
 
 
@@ -134,10 +138,14 @@ def _layers_prefix(model: PreTrainedModel) -> str:
 def _project_embeddings(teacher: PreTrainedModel, student: PreTrainedModel) -> None:
     embedding_VH = teacher.get_input_embeddings().weight.float()
     basis_HK = _leading_right_singular_vectors(embedding_VH, student.config.hidden_size)
-    student.get_input_embeddings().weight.copy_(embedding_VH @ basis_HK)
+    projected_VK = embedding_VH @ basis_HK
+    # The projection keeps the teacher's norms, and random layers on top of it would start with
+    # logits so far apart that they take most of a short run to unlearn.
+    scale = _INITIAL_LOGIT_STD / projected_VK.norm(dim=-1).mean()
+    student.get_input_embeddings().weight.copy_(projected_VK * scale)
     if not student.config.tie_word_embeddings:
         head_VH = teacher.get_output_embeddings().weight.float()
-        student.get_output_embeddings().weight.copy_(head_VH @ basis_HK)
+        student.get_output_embeddings().weight.copy_(head_VH @ basis_HK * scale)
 
 
 def _leading_right_singular_vectors(matrix_VH: Tensor, count: int) -> Tensor:

@@ -65,7 +65,7 @@ def start_engine(student: PreTrainedModel, recipe: Recipe, dtype: torch.dtype) -
     if recipe.train.zero_stage == 3:
         deepspeed.zero.register_external_parameter(trainee, head_weight(student))
     optimizer = torch.optim.AdamW(
-        student.parameters(),
+        [parameter for parameter in student.parameters() if parameter.requires_grad],
         lr=recipe.train.learning_rate,
         betas=recipe.train.betas,
         weight_decay=recipe.train.weight_decay,

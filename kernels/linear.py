@@ -93,7 +93,8 @@ class _FusedLinearDivergence(torch.autograd.Function):
 
         exact = torch.promote_types(compute_dtype, torch.float32)
         grad_hidden_MH = torch.empty_like(hidden_MH)
-        grad_head_VH = torch.zeros_like(head_VH, dtype=exact)
+        trains_head = ctx.needs_input_grad[1]
+        grad_head_VH = torch.zeros_like(head_VH, dtype=exact) if trains_head else None
         loss_M = torch.empty(len(teacher), dtype=exact, device=hidden_NH.device)
         for start in range(0, len(teacher), chunk):
             part = slice(start, start + chunk)
@@ -105,7 +106,8 @@ class _FusedLinearDivergence(torch.autograd.Function):
             grad_CV.mul_((weight_M[part] / temperature).to(exact)[:, None])
             grad_CV = grad_CV.to(compute_dtype)
             grad_hidden_MH[part] = grad_CV @ head
-            grad_head_VH += grad_CV.T @ hidden_MH[part]
+            if grad_head_VH is not None:  # a frozen head saves a third of the student's products
+                grad_head_VH += grad_CV.T @ hidden_MH[part]
 
         loss_N = loss_M
         grad_hidden_NH = grad_hidden_MH.to(hidden_NH.dtype)
@@ -113,7 +115,9 @@ class _FusedLinearDivergence(torch.autograd.Function):
             loss_N = loss_M.new_zeros(len(kept_N)).masked_scatter_(kept_N, loss_M)
             grad_hidden_NH = torch.zeros_like(hidden_NH)
             grad_hidden_NH[kept_N] = grad_hidden_MH.to(hidden_NH.dtype)
-        ctx.save_for_backward(grad_hidden_NH, grad_head_VH.to(head_VH.dtype))
+        if grad_head_VH is not None:
+            grad_head_VH = grad_head_VH.to(head_VH.dtype)
+        ctx.save_for_backward(grad_hidden_NH, grad_head_VH)
         ctx.mark_non_differentiable(loss_N)
         return (loss_M * weight_M.to(exact)).sum(), loss_N
 
@@ -121,7 +125,8 @@ class _FusedLinearDivergence(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden_NH, grad_head_VH = ctx.saved_tensors
-        return grad_loss * grad_hidden_NH, grad_loss * grad_head_VH, *(None,) * 6
+        grad_head = None if grad_head_VH is None else grad_loss * grad_head_VH
+        return grad_loss * grad_hidden_NH, grad_head, *(None,) * 6
 
 
 def _scaled(logits_CV: Tensor, temperature: float) -> Tensor:

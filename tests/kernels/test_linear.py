@@ -80,6 +80,15 @@ def test_hidden_and_dense_signals_are_the_same_teacher() -> None:
     torch.testing.assert_close(from_hidden, from_dense)
 
 
+def test_a_frozen_head_changes_no_other_gradient() -> None:
+    hidden, head, teacher, weight_N = inputs()
+    free, _ = fused_linear_divergence(hidden, head, teacher, weight_N, divergence="jsd")
+    frozen, _ = fused_linear_divergence(hidden, head.detach(), teacher, weight_N, divergence="jsd")
+    torch.testing.assert_close(
+        torch.autograd.grad(frozen, hidden), torch.autograd.grad(free, hidden)
+    )
+
+
 def test_all_tokens_masked_gives_zero_gradients() -> None:
     hidden, head, teacher, weight_N = inputs()
     loss, _ = fused_linear_divergence(

@@ -1,0 +1,104 @@
+"""The whole path by the command line: prompts -> draft -> registry -> server -> openai client."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from openai import OpenAI
+
+from draftsmith.distill.metrics import read_metrics
+from tests.cli.commands import DRAFTSMITH, draftsmith, environment
+
+
+@contextmanager
+def served(home: Path, *arguments: str | Path) -> Iterator[str]:
+    """`draftsmith serve` on a free port; yields its URL when it is ready."""
+    process = subprocess.Popen(
+        [str(DRAFTSMITH), "serve", "--port", "0", *map(str, arguments)],
+        env=environment(home),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        found = re.match(r"(http://\S+)/v1 ", process.stdout.readline())
+        assert found is not None
+        deadline = time.monotonic() + 180
+        while httpx.get(f"{found[1]}/ready").status_code != 200:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.3)
+        yield found[1]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=90) == 0, "SIGTERM must end the server cleanly"
+
+
+def test_tiny_walk(tmp_path: Path, tiny_target: Path) -> None:
+    home = tmp_path / "home"
+    prompts = tmp_path / "prompts.jsonl"
+    lines = [{"prompt": f"Say {number} words."} for number in range(12)]
+    prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    made = draftsmith(
+        home, "distill", "tiny", "--set", f"teacher.model={tiny_target}",
+        "--set", f"data.train={prompts}", "--set", "teacher.dtype=float32",
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr[-2000:]
+    (run,) = (home / "runs").iterdir()
+    assert {one["kind"] for one in read_metrics(run / "metrics.jsonl")} == {"train", "evaluation"}
+
+    listed = draftsmith(home, "models", "list").stdout
+    assert "tiny" in listed
+    assert re.search(r"draft-[0-9a-f]{16}", listed)
+
+    report_file = tmp_path / "report.json"
+    measured = draftsmith(
+        home, "evaluate", "--target", tiny_target, "--draft", "tiny", "--prompts", prompts,
+        "--limit", "4", "--max-tokens", "24", "--output", report_file,
+    )  # fmt: skip
+    assert measured.returncode == 0, measured.stderr[-2000:]
+    report = json.loads(report_file.read_text())["drafts"]["tiny"]
+    exact = report["acceptance"]["block_efficiency"]["3"]
+    assert 1 <= report["block_efficiency"] <= 4
+    # The engine counts the last block of an answer whole, however short the answer's end cuts it.
+    assert report["block_efficiency"] == pytest.approx(exact, rel=0.15)
+
+    with served(home, "--target", tiny_target, "--draft", "tiny") as url:
+        client = OpenAI(base_url=f"{url}/v1", api_key="none")
+        model = client.models.list().data[0].id
+        chunks = client.chat.completions.create(
+            model=model,
+            messages=[{"role": "user", "content": "Say 3 words."}],
+            max_tokens=16,
+            temperature=0,
+            stream=True,
+        )
+        text = "".join(one.choices[0].delta.content or "" for one in chunks if one.choices)
+        assert text
+        assert "vllm:spec_decode_num_drafts_total" in httpx.get(f"{url}/metrics").text
+
+
+@pytest.mark.slow
+def test_demo_walk_with_the_real_target(tmp_path: Path) -> None:
+    """The demo, shortened: real model, too few steps to pay, but every stage must work."""
+    result = draftsmith(
+        tmp_path, "demo", "--limit", "2", "--set", "train.steps=20", "--set", "data.limit=24",
+        "--set", "data.heldout_limit=4", "--set", "rollout.max_new_tokens=32",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "tokens a target call" in result.stdout
+    (run,) = (tmp_path / "runs").iterdir()
+    evaluations = [
+        one for one in read_metrics(run / "metrics.jsonl") if one["kind"] == "evaluation"
+    ]
+    assert evaluations[-1]["forward_kl"] < evaluations[0]["forward_kl"]
