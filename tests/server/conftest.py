@@ -16,7 +16,7 @@ import pytest
 
 from draftsmith.server.engine.command import EngineConfig
 from draftsmith.server.engine.process import EngineProcess
-from tests.server.processes import GatewayProcess
+from tests.server.processes import CONTEXT, GatewayProcess
 from tests.tiny import make_target
 
 
@@ -37,7 +37,10 @@ class Fleet:
 def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     folder = tmp_path_factory.mktemp("models")
     # The second shares its embedding scale but not its weights: it is accepted now and then.
-    return Models(make_target(folder / "target"), make_target(folder / "other", seed=1))
+    return Models(
+        make_target(folder / "target", max_position_embeddings=CONTEXT),
+        make_target(folder / "other", seed=1, max_position_embeddings=CONTEXT),
+    )
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +49,7 @@ def fleet(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     config = EngineConfig(
         target=models.target,
         dtype="float32",
-        max_model_len=512,
+        max_model_len=CONTEXT,
         max_num_seqs=16,
         max_num_batched_tokens=128,
         kv_cache_bytes=64 << 20,

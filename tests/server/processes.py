@@ -20,9 +20,10 @@ from draftsmith.server.settings import load_settings
 run_server(load_settings(), lambda url: print(url, flush=True))
 """
 MODEL = "org/tiny"  # a slash, as hub ids have
+CONTEXT = 4096  # tiny models are quick: only a long answer can be interrupted
 SMALL = {
     "DRAFTSMITH_DTYPE": "float32",
-    "DRAFTSMITH_MAX_MODEL_LEN": "512",
+    "DRAFTSMITH_MAX_MODEL_LEN": str(CONTEXT),
     "DRAFTSMITH_MAX_NUM_SEQS": "16",
     "DRAFTSMITH_MAX_NUM_BATCHED_TOKENS": "128",  # prompts above it are prefilled in chunks
     "DRAFTSMITH_KV_CACHE_BYTES": str(64 << 20),

@@ -12,7 +12,7 @@ import pytest
 from draftsmith.server.engine.measure import Measurable, measure
 from draftsmith.server.engine.process import EngineProcess
 from tests.server.conftest import Fleet
-from tests.server.processes import MODEL, GatewayProcess
+from tests.server.processes import CONTEXT, MODEL, GatewayProcess
 
 K = 3
 rng = random.Random(0)
@@ -136,4 +136,4 @@ def test_measure_refuses_nonsense(fleet: Fleet) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         measure({"plain": fleet.plain}, [[1]], concurrency=0)
     with pytest.raises(ValueError, match="'plain' refused a prompt"):
-        measure({"plain": fleet.plain}, [[1] * 600])
+        measure({"plain": fleet.plain}, [[1] * (CONTEXT + 1)])
