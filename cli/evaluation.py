@@ -10,16 +10,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from draftsmith.distill.manifest import (
-    MANIFEST_NAME,
-    check_compatible,
-    read_manifest,
-    target_identity,
-)
 from draftsmith.server.engine.command import EngineConfig
 from draftsmith.server.engine.measure import EngineMeasurement, measure
 from draftsmith.server.engine.process import EngineProcess
 from draftsmith.server.home import Home
+from draftsmith.server.pair import check_pair
 
 PLAIN = "plain"
 """Name of the engine that serves the target alone."""
@@ -63,25 +58,6 @@ class Report(BaseModel):
     prompts: int
     plain_tokens_per_second: float
     drafts: dict[str, DraftReport]
-
-
-def check_pair(target: Path, draft: Path) -> None:
-    """Refuse a draft that cannot or should not be used with the target.
-
-    Raises:
-        ValueError: vocabulary or tokenizer differ, or the manifest names another target.
-    """
-    if (draft / MANIFEST_NAME).is_file():
-        check_compatible(read_manifest(draft), target)
-        return
-    ours, theirs = target_identity(draft), target_identity(target)
-    if ours.vocab_size != theirs.vocab_size:
-        raise ValueError(
-            f"The draft has {ours.vocab_size} tokens and the target {theirs.vocab_size}: "
-            "both need the same vocabulary."
-        )
-    if ours.tokenizer_sha256 != theirs.tokenizer_sha256:
-        raise ValueError(f"The tokenizers of {draft} and {target} differ: token ids do not match.")
 
 
 def evaluate_drafts(

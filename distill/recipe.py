@@ -69,6 +69,9 @@ class DataSection(_Section):
     limit: int | None = Field(None, ge=1)
     heldout_limit: int | None = Field(None, ge=1)
     max_prompt_tokens: int = Field(512, ge=1)
+    responses: Literal["teacher", "given"] = "teacher"
+    """Recorded answers for training: the teacher's own, or those that the data gives, where it
+    does. Held-out answers are always the teacher's: acceptance is defined on its text."""
 
 
 class RolloutSection(_Section):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -74,8 +75,8 @@ def prepare(recipe: Recipe, folder: RunFolder) -> Prepared:
     train_set = load_prompts(recipe.data.train, limit=recipe.data.limit)
     heldout_set = load_prompts(recipe.data.heldout, limit=recipe.data.heldout_limit)
     tokenizer = load_tokenizer(teacher_folder)
-    prompts = _encode(train_set, tokenizer, recipe)
-    heldout_prompts = _encode(heldout_set, tokenizer, recipe)
+    prompts = _encode(train_set, tokenizer, recipe, recipe.data.responses == "given")
+    heldout_prompts = _encode(heldout_set, tokenizer, recipe, with_answers=False)
 
     model = load_model(teacher_folder, torch_dtype(recipe.teacher.dtype)).to(default_device())
     student = make_student(model, recipe.student, recipe.seed).to(default_device())
@@ -123,22 +124,28 @@ def _serving_sampling(recipe: Recipe) -> Sampling:
 
 
 def _encode(
-    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, recipe: Recipe
+    prompts: Sequence[Prompt],
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Recipe,
+    with_answers: bool,
 ) -> list[EncodedPrompt]:
     encoded = encode_prompts(prompts, tokenizer, recipe.data.max_prompt_tokens)
+    encode_answer = partial(_encode_answer, tokenizer, recipe.rollout.max_new_tokens)
     return [
-        EncodedPrompt(prompt.id, tuple(tokens), _given_answer(prompt, tokenizer, recipe))
+        EncodedPrompt(
+            prompt.id,
+            tuple(tokens),
+            encode_answer(prompt.response) if with_answers and prompt.response else None,
+        )
         for prompt, tokens in zip(prompts, encoded, strict=True)
     ]
 
 
-def _given_answer(
-    prompt: Prompt, tokenizer: PreTrainedTokenizerBase, recipe: Recipe
-) -> tuple[int, ...] | None:
-    if prompt.response is None:
-        return None
-    tokens = tokenizer(prompt.response, add_special_tokens=False)["input_ids"]
-    return (*tokens, tokenizer.eos_token_id)[: recipe.rollout.max_new_tokens]
+def _encode_answer(
+    tokenizer: PreTrainedTokenizerBase, max_tokens: int, answer: str
+) -> tuple[int, ...]:
+    tokens = tokenizer(answer, add_special_tokens=False)["input_ids"]
+    return (*tokens, tokenizer.eos_token_id)[:max_tokens]
 
 
 def _check_same_recipe(saved: Recipe, given: Recipe, root: Path) -> None:

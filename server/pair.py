@@ -11,6 +11,7 @@ from draftsmith.distill.manifest import (
     Manifest,
     check_compatible,
     read_manifest,
+    tokenizer_fingerprint,
     verify_files,
 )
 
@@ -21,8 +22,8 @@ def check_pair(target: Path, draft: Path | None) -> Manifest | None:
     """The manifest of `draft`, None when there is no draft or it carries no manifest.
 
     A folder that draftsmith exported is held against its manifest: files unchanged, and made
-    for this very target. Another model's folder is let in when its vocabulary has the
-    target's size, which is what vLLM needs; its acceptance is then anybody's guess.
+    for this very target. Another model's folder is let in when its vocabulary and tokenizer
+    are the target's; its acceptance is then anybody's guess.
 
     Raises:
         ValueError: a folder is missing or the two do not belong together; says why.
@@ -37,7 +38,12 @@ def check_pair(target: Path, draft: Path | None) -> Manifest | None:
             f"{target_vocabulary}: they cannot be served together."
         )
     if not (draft / MANIFEST_NAME).is_file():
-        _log.warning("The draft %s has no manifest: only its vocabulary was checked.", draft)
+        if tokenizer_fingerprint(draft) != tokenizer_fingerprint(target):
+            raise ValueError(
+                f"The tokenizers of the draft {draft} and the target {target} differ: "
+                "their token ids do not mean the same."
+            )
+        _log.warning("The draft %s has no manifest: only its tokenizer was checked.", draft)
         return None
     manifest = read_manifest(draft)
     verify_files(draft, manifest)

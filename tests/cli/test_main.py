@@ -72,7 +72,8 @@ def test_smaller_vocabulary(home: Path, tmp_path: Path, tiny_target: Path) -> No
     other = make_target(tmp_path / "other", vocab_size=300)
     pair: list[str | Path] = ["--target", tiny_target, "--draft", other]
     message = one_sentence(draftsmith(home, "evaluate", *pair))
-    assert "300 tokens and the target 366" in message
+    assert "300 tokens" in message
+    assert "366" in message
 
 
 def test_resume_needs_a_folder(home: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from draftsmith.distill.metrics import read_metrics
+from draftsmith.distill.models import load_tokenizer
 from tests.distill.runs import command, run, succeed, timeless
 
 UNCLIPPED: dict[str, Any] = {"train__max_grad_norm": 1e9, "train__zero_stage": 0}
@@ -121,6 +123,25 @@ def _kill_in_the_middle(
 
 def _last_step(output: Path) -> int:
     return max((one["step"] for one in read_metrics(output / "metrics.jsonl")), default=0)
+
+
+def test_given_responses_are_trained_on_only_when_asked_for(
+    tiny_target: Path, tmp_path: Path
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "Say a word.", "response": "draft"}\n')
+    tokenizer = load_tokenizer(tiny_target)
+    given = [*tokenizer("draft", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    data = {"data__train": str(prompts), "data__heldout": str(prompts)}
+    for responses in ("given", "teacher"):
+        output = tmp_path / responses
+        succeed(tiny_target, output, **data, data__responses=responses, train__steps=1)
+        train, heldout = (
+            json.loads((output / f"answers-{name}.jsonl").read_text())["tokens"]
+            for name in ("train", "heldout")
+        )
+        assert (train == given) == (responses == "given")
+        assert heldout != given, "acceptance is defined on the target's own text"
 
 
 def test_a_damaged_checkpoint_is_passed_over(
