@@ -132,7 +132,7 @@ def test_given_responses_are_trained_on_only_when_asked_for(
     prompts.write_text('{"prompt": "Say a word.", "response": "draft"}\n')
     tokenizer = load_tokenizer(tiny_target)
     given = [*tokenizer("draft", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-    data = {"data__train": str(prompts), "data__heldout": str(prompts)}
+    data: dict[str, Any] = {"data__train": str(prompts), "data__heldout": str(prompts)}
     for responses in ("given", "teacher"):
         output = tmp_path / responses
         succeed(tiny_target, output, **data, data__responses=responses, train__steps=1)
