@@ -19,11 +19,17 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 def serve(
     target: Annotated[
         str,
-        typer.Option(help="Model that decides every token: folder, name in the store or hub id."),
+        typer.Option(
+            envvar="DRAFTSMITH_TARGET",
+            help="Model that decides every token: folder, name in the store or hub id.",
+        ),
     ] = "smollm2-135m",
     draft: Annotated[
         str | None,
-        typer.Option(help="Model that proposes tokens, named likewise. Without: plain decoding."),
+        typer.Option(
+            envvar="DRAFTSMITH_DRAFT",
+            help="Model that proposes tokens, named likewise. Without: plain decoding.",
+        ),
     ] = None,
     served_model_name: Annotated[
         str | None,
