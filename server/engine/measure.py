@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol, runtime_checkable
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
@@ -29,6 +30,15 @@ class Measurable(Protocol):
     """An `EngineProcess`, or anything else that speaks vLLM's API and shows its counters."""
 
     def client(self, timeout_s: float | None = None) -> httpx.Client: ...
+
+
+@runtime_checkable
+class Pausable(Protocol):
+    """An engine that can be kept from using the processor while others are timed."""
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
 
 
 class _Frozen(BaseModel):
@@ -121,10 +131,13 @@ def measure(
                 progress(done, total)
 
         if concurrency == 1:
-            for index, prompt in enumerate(prompts):
-                order = list(probes.values())
-                for probe in order if index % 2 == 0 else reversed(order):
-                    finish(probe, index, probe.complete(prompt))
+            pausable = [one for one in engines.values() if isinstance(one, Pausable)]
+            with _taking_turns(pausable if len(engines) > 1 else []) as turn:
+                for index, prompt in enumerate(prompts):
+                    order = list(probes.values())
+                    for probe in order if index % 2 == 0 else reversed(order):
+                        with turn(probe.engine):
+                            finish(probe, index, probe.complete(prompt))
         else:
             for probe in probes.values():
                 with ThreadPoolExecutor(concurrency) as pool:
@@ -136,11 +149,38 @@ def measure(
             probe.client.close()
 
 
+@contextmanager
+def _taking_turns(
+    engines: Sequence[Pausable],
+) -> Iterator[Callable[[Measurable], AbstractContextManager[None]]]:
+    """Pause `engines`; the yielded function lets one of them run for the length of a `with`."""
+
+    @contextmanager
+    def turn(engine: Measurable) -> Iterator[None]:
+        if not isinstance(engine, Pausable) or engine not in engines:
+            yield
+            return
+        engine.resume()
+        try:
+            yield
+        finally:
+            engine.pause()
+
+    for one in engines:
+        one.pause()
+    try:
+        yield turn
+    finally:
+        for one in engines:
+            one.resume()
+
+
 class _Probe:
     """One engine under measurement."""
 
     def __init__(self, name: str, engine: Measurable, sampling: dict[str, Any]) -> None:
         self.name = name
+        self.engine = engine
         self.client = engine.client(timeout_s=600.0)
         self.sampling = sampling
         self.completions: dict[int, Completion] = {}

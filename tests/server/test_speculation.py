@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections import Counter
+from pathlib import Path
 
 import httpx
 import pytest
@@ -137,3 +139,26 @@ def test_measure_refuses_nonsense(fleet: Fleet) -> None:
         measure({"plain": fleet.plain}, [[1]], concurrency=0)
     with pytest.raises(ValueError, match="'plain' refused a prompt"):
         measure({"plain": fleet.plain}, [[1] * (CONTEXT + 1)])
+
+
+def test_a_paused_engine_does_not_run_and_goes_on_where_it_was(fleet: Fleet) -> None:
+    """Engines that are timed side by side pause each other; nothing of them may be lost."""
+
+    def states() -> set[str]:
+        group = str(fleet.plain.pid)
+        stats = [
+            path.read_text().rpartition(")")[2].split()
+            for path in Path("/proc").glob("[0-9]*/stat")
+        ]
+        return {fields[0] for fields in stats if fields[2] == group}
+
+    before = measure({"plain": fleet.plain}, PROMPTS[:1], max_tokens=8)["plain"]
+    fleet.plain.pause()
+    try:
+        time.sleep(0.2)
+        assert states() == {"T"}
+    finally:
+        fleet.plain.resume()
+    assert "T" not in states()
+    after = measure({"plain": fleet.plain}, PROMPTS[:1], max_tokens=8)["plain"]
+    assert after.completions[0].token_ids == before.completions[0].token_ids
