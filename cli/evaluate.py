@@ -115,6 +115,9 @@ def report_table(report: Report) -> Table:
     table.add_row("tokens a second", plain, *(f"{one.tokens_per_second:.1f}" for one in drafts))
     table.add_row("speed against no draft", "1.00", *(f"{one.speedup:.2f}" for one in drafts))
     table.add_row("same answers", "", *(f"{one.same_answers:.0%}" for one in drafts))
+    if report.temperature == 0:
+        gaps = (max(one.gaps_at_first_difference, default=0.0) for one in drafts)
+        table.add_row("widest tie broken, nats", "", *(f"{gap:.3f}" for gap in gaps))
     return table
 
 

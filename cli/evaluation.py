@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from draftsmith.distill.recipe import EvaluateSection
 from draftsmith.server.engine.command import EngineConfig
 from draftsmith.server.engine.measure import EngineMeasurement, measure
 from draftsmith.server.engine.process import EngineProcess
@@ -42,9 +45,12 @@ class DraftReport(BaseModel):
     acceptance_per_position: list[float]
     tokens_per_second: float
     speedup: float
-    """Median over prompts of the plain request's seconds by this one's, in tokens a second."""
+    """Median over prompts of this engine's tokens a second by the plain engine's."""
     same_answers: float
     """Share of answers equal to the plain engine's, token by token."""
+    gaps_at_first_difference: list[float]
+    """For each other answer, how far the target's own log-probabilities of the two tokens lie
+    apart, in nats. At temperature 0 a difference is rounding only if this is tiny."""
 
 
 class Report(BaseModel):
@@ -88,7 +94,6 @@ def evaluate_drafts(
             progress=on_request,
         )
     on_stage("exact acceptance")
-    plain = measured[PLAIN]
     return Report(
         target=target.name,
         temperature=workload.temperature,
@@ -96,11 +101,8 @@ def evaluate_drafts(
         max_tokens=workload.max_tokens,
         num_speculative_tokens=workload.num_speculative_tokens,
         prompts=len(workload.prompts),
-        plain_tokens_per_second=_tokens_per_second(plain),
-        drafts={
-            name: _draft_report(measured[name], plain, acceptance)
-            for name, acceptance in _offline(target, drafts, workload, plain).items()
-        },
+        plain_tokens_per_second=_tokens_per_second(measured[PLAIN]),
+        drafts=_draft_reports(target, drafts, workload, measured),
     )
 
 
@@ -129,41 +131,49 @@ def _engines(
         yield engines
 
 
-def _offline(
-    target: Path, drafts: Mapping[str, Path], workload: Workload, plain: EngineMeasurement
-) -> dict[str, dict[str, Any]]:
-    """Exact acceptance on the answers that the target alone just gave."""
+def _draft_reports(
+    target: Path,
+    drafts: Mapping[str, Path],
+    workload: Workload,
+    measured: Mapping[str, EngineMeasurement],
+) -> dict[str, DraftReport]:
+    """Exact acceptance on the answers that the target alone just gave, beside what was measured."""
     # Imported here: the command line must answer --help without waiting for torch.
-    from draftsmith.distill.offline import evaluate_offline
+    from draftsmith.distill.offline import OfflineTarget
 
+    plain = measured[PLAIN]
     answers = [completion.token_ids for completion in plain.completions]
-    return evaluate_offline(
-        target,
-        drafts,
-        list(zip(workload.prompts, answers, strict=True)),
+    offline = OfflineTarget.load(target, workload.prompts, answers)
+    section = EvaluateSection(
         temperature=workload.temperature,
         top_p=workload.top_p,
         gamma_max=workload.gamma_max,
+        num_speculative_tokens=min(workload.num_speculative_tokens, workload.gamma_max),
     )
+    reports = {}
+    for name, acceptance in offline.acceptance(drafts, section).items():
+        ours = measured[name]
+        assert ours.acceptance is not None
+        assert ours.block_efficiency is not None
+        others = [completion.token_ids for completion in ours.completions]
+        reports[name] = DraftReport(
+            acceptance=acceptance.model_dump(mode="json"),
+            block_efficiency=ours.block_efficiency,
+            acceptance_per_position=ours.acceptance.per_position,
+            tokens_per_second=_tokens_per_second(ours),
+            speedup=_speedup(ours, plain),
+            same_answers=sum(map(operator.eq, others, answers)) / len(answers),
+            gaps_at_first_difference=offline.gaps_at_first_difference(others),
+        )
+    return reports
 
 
-def _draft_report(
-    measured: EngineMeasurement, plain: EngineMeasurement, acceptance: dict[str, Any]
-) -> DraftReport:
-    assert measured.acceptance is not None
-    assert measured.block_efficiency is not None
-    pairs = list(zip(measured.completions, plain.completions, strict=True))
-    ratios = sorted(
-        (ours.seconds / len(ours.token_ids)) / (theirs.seconds / len(theirs.token_ids))
-        for ours, theirs in pairs
-    )
-    return DraftReport(
-        acceptance=acceptance,
-        block_efficiency=measured.block_efficiency,
-        acceptance_per_position=measured.acceptance.per_position,
-        tokens_per_second=_tokens_per_second(measured),
-        speedup=1 / ratios[len(ratios) // 2],
-        same_answers=sum(ours.token_ids == theirs.token_ids for ours, theirs in pairs) / len(pairs),
+def _speedup(ours: EngineMeasurement, plain: EngineMeasurement) -> float:
+    """Median over prompts of the ratio of tokens a second."""
+    pairs = zip(ours.completions, plain.completions, strict=True)
+    return statistics.median(
+        (len(one.token_ids) / one.seconds) / (len(other.token_ids) / other.seconds)
+        for one, other in pairs
     )
 
 

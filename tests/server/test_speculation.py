@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 import time
@@ -145,12 +146,12 @@ def test_a_paused_engine_does_not_run_and_goes_on_where_it_was(fleet: Fleet) -> 
     """Engines that are timed side by side pause each other; nothing of them may be lost."""
 
     def states() -> set[str]:
-        group = str(fleet.plain.pid)
-        stats = [
-            path.read_text().rpartition(")")[2].split()
-            for path in Path("/proc").glob("[0-9]*/stat")
-        ]
-        return {fields[0] for fields in stats if fields[2] == group}
+        group, found = str(fleet.plain.pid), set()
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                state, _, its_group, *_ = path.read_text().rpartition(")")[2].split()
+                found |= {state} if its_group == group else set()
+        return found
 
     before = measure({"plain": fleet.plain}, PROMPTS[:1], max_tokens=8)["plain"]
     fleet.plain.pause()
