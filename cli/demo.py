@@ -73,7 +73,7 @@ def demo(
     console.print(f"{recipe.export_name} -> {version.id}")
 
     console.rule("5/5  serve", align="left")
-    with _server(EMBEDDED_NAME, recipe.export_name, workload.num_speculative_tokens, home) as url:
+    with _server(EMBEDDED_NAME, recipe.export_name, home) as url:
         _stream_chat(url, console)
 
     console.rule(align="left")
@@ -92,10 +92,10 @@ def demo(
 
 
 @contextmanager
-def _server(target: str, draft: str, num_speculative_tokens: int, home: Home) -> Iterator[str]:
+def _server(target: str, draft: str, home: Home) -> Iterator[str]:
     """A `draftsmith serve` of its own on a free port; yields its base URL when it is ready."""
     command = [sys.executable, "-m", "draftsmith.cli.main", "serve", "--port", "0"]
-    command += ["--target", target, "--draft", draft, "-k", str(num_speculative_tokens)]
+    command += ["--target", target, "--draft", draft]
     log = home.logs / "demo-serve.log"
     with log.open("w", encoding="utf-8") as stderr:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)

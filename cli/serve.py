@@ -39,7 +39,11 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port; 0 picks a free one. [8000]")] = None,
     num_speculative_tokens: Annotated[
         int | None,
-        typer.Option("--num-speculative-tokens", "-k", help="Tokens drafted a step, K. [3]"),
+        typer.Option(
+            "--num-speculative-tokens",
+            "-k",
+            help="Tokens drafted a step, K. [as the draft's recipe says, else 3]",
+        ),
     ] = None,
     draft_sample_method: Annotated[
         str | None,

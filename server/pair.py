@@ -51,6 +51,18 @@ def check_pair(target: Path, draft: Path | None) -> Manifest | None:
     return manifest
 
 
+def advised_lookahead(draft: Path) -> int | None:
+    """K that the draft's recipe was measured with; None where it carries no manifest.
+
+    Raises:
+        ValueError: the manifest is there but cannot be read.
+    """
+    if not (draft / MANIFEST_NAME).is_file():
+        return None
+    lookahead = read_manifest(draft).recipe.get("evaluate", {}).get("num_speculative_tokens")
+    return lookahead if isinstance(lookahead, int) else None
+
+
 def _vocabulary_size(role: str, folder: Path) -> int:
     if not folder.is_dir():
         raise ValueError(f"There is no {role} model at {folder}: no such folder.")

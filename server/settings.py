@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from draftsmith.server.engine.command import EngineConfig
 from draftsmith.server.home import Home
+from draftsmith.server.pair import advised_lookahead
 
 
 class Settings(BaseSettings):
@@ -29,6 +30,7 @@ class Settings(BaseSettings):
     """The `model` that clients ask for; default: the name of the target's folder."""
 
     num_speculative_tokens: Annotated[int, Field(ge=1, le=32)] = 3
+    """K; default: the lookahead that the draft's recipe was measured with, else 3."""
     draft_sample_method: Literal["greedy", "probabilistic"] = "probabilistic"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     max_model_len: Annotated[int, Field(ge=1)] | None = None
@@ -52,6 +54,15 @@ class Settings(BaseSettings):
     def _name_after_target(cls, values: dict[str, Any]) -> dict[str, Any]:
         if not values.get("served_model_name") and values.get("target"):
             values = {**values, "served_model_name": Path(values["target"]).resolve().name}
+        return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lookahead_of_the_draft(cls, values: dict[str, Any]) -> dict[str, Any]:
+        draft = values.get("draft")
+        if draft and values.get("num_speculative_tokens") is None:
+            advised = advised_lookahead(Path(draft))
+            values = {**values, "num_speculative_tokens": advised} if advised else values
         return values
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
+from draftsmith.distill.manifest import Manifest, TargetIdentity, write_manifest
 from draftsmith.server.app import create_app
 from draftsmith.server.engine import command
 from draftsmith.server.engine.command import EngineConfig, engine_command, engine_environment
@@ -42,6 +43,25 @@ def test_settings_come_from_environment_and_flags(
     assert settings.engine_config().num_speculative_tokens == 5
     assert settings.home == tmp_path == Home.default().root
     assert load_settings(target=tmp_path, port=1).port == 1
+
+
+def test_the_lookahead_is_the_one_that_the_draft_was_measured_with(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    draft = tmp_path / "draft"
+    draft.mkdir()
+    assert load_settings(target=tmp_path, draft=draft).num_speculative_tokens == 3
+    identity = TargetIdentity(
+        name="t", config_sha256="", weights_fingerprint="", tokenizer_sha256="", vocab_size=1
+    )
+    recipe = {"evaluate": {"num_speculative_tokens": 1}}
+    manifest = Manifest(kind="draft", target=identity, recipe=recipe, versions={}, files=[])
+    write_manifest(draft, manifest)
+    assert load_settings(target=tmp_path, draft=draft).num_speculative_tokens == 1
+    asked = load_settings(target=tmp_path, draft=draft, num_speculative_tokens=4)
+    assert asked.num_speculative_tokens == 4
+    monkeypatch.setenv("DRAFTSMITH_NUM_SPECULATIVE_TOKENS", "2")
+    assert load_settings(target=tmp_path, draft=draft).num_speculative_tokens == 2
 
 
 @pytest.mark.parametrize(
