@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
+from draftsmith.distill.embedded import EMBEDDED_NAME, pull_embedded
 from draftsmith.server.home import Home
 from draftsmith.server.registry import Registry
 
@@ -12,7 +14,8 @@ def resolve_model(name: str, home: Home) -> Path:
     """The folder of the model called `name`.
 
     Tried in this order: an existing folder, a pulled model, a registered draft (by name or id),
-    and a Hugging Face hub id (`owner/name`), which is downloaded into the hub's own cache.
+    the embedded target, which is pulled when it is first asked for, and a Hugging Face hub id
+    (`owner/name`), which is downloaded into the hub's own cache.
 
     Raises:
         ValueError: nothing has that name.
@@ -26,6 +29,9 @@ def resolve_model(name: str, home: Home) -> Path:
     registry = Registry(home)
     if home.registry.is_dir() and _is_registered(registry, name):
         return registry.resolve(name).folder
+    if name == EMBEDDED_NAME:
+        print(f"fetching {name} ...", file=sys.stderr)
+        return pull_embedded(home.models)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return pull_from_hub(name)
     raise ValueError(

@@ -67,6 +67,9 @@ def _convert(gguf: Path, output: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+    from draftsmith.distill.models import quiet_libraries
+
+    quiet_libraries()
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent,
         gguf_file=gguf.name,
