@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import shutil
 import sys
 
 import typer
@@ -30,6 +32,8 @@ app.command()(serve)
 
 
 def main() -> None:
+    if shutil.which("nvidia-smi") is None:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it guesses
     try:
         app()
     except ValueError as error:
