@@ -37,6 +37,7 @@ PIP = f"{sys.executable} -m pip"
 FAULTS = {
     "expand_batch_to_tokens": "sampling with a draft on a CPU",
     "seeded_prefill": "`seed` with a long prompt on a CPU",
+    "seeded_drafts": "`seed` with a sampling draft on a CPU",
 }
 LOAD_PLUGIN = """
 from vllm.plugins import load_general_plugins

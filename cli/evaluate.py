@@ -56,7 +56,7 @@ def evaluate(
         num_speculative_tokens=num_speculative_tokens,
         gamma_max=gamma_max,
     )
-    report = run_with_progress(target_folder, {draft: draft_folder}, workload, home)
+    report = run_with_progress(target_folder, {Path(draft).name: draft_folder}, workload, home)
     console = Console(highlight=False)
     console.print(report_table(report))
     console.print(lookahead_table(report))

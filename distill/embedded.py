@@ -7,6 +7,8 @@ model came from, and the first run needs no model hub.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import shutil
 import subprocess
 import sys
@@ -70,12 +72,14 @@ def _convert(gguf: Path, output: Path) -> None:
     from draftsmith.distill.models import quiet_libraries
 
     quiet_libraries()
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent,
-        gguf_file=gguf.name,
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=torch.bfloat16,
-    )
+    # gguf's reader draws its progress bar itself, over whatever the caller shows.
+    with contextlib.redirect_stderr(io.StringIO()):
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            gguf_file=gguf.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.bfloat16,
+        )
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
