@@ -34,6 +34,7 @@ from draftsmith.distill.rollout import recorded_examples, rollout
 from draftsmith.distill.run import Prepared, open_run, prepare
 from draftsmith.distill.trainee import (
     learning_rate,
+    optimizer_step,
     set_learning_rate,
     start_engine,
     whole_student,
@@ -110,21 +111,23 @@ def train_step(
                            sum(example.source == "student" for example in examples)],
                           dtype=torch.float64)  # fmt: skip
     tokens, from_student = distributed.sum_over_processes(counts).tolist()
-    # DeepSpeed averages gradients over processes; the loss is a sum over all of them.
-    scale = distributed.world_size() / tokens
+    # DeepSpeed averages over processes and micro-batches; the loss is a sum over all of them.
+    size = recipe.train.micro_batch_size
+    scale = distributed.world_size() * (len(examples) // size) / tokens
     set_learning_rate(engine, learning_rate(recipe.train, step))
     total = torch.zeros(1, dtype=torch.float64)
-    size = recipe.train.micro_batch_size
+    grad_norm = None
     for start in range(0, len(examples), size):
         part = examples[start : start + size]
         batch = make_batch(part, run.stop_tokens[0], engine.device)
         loss, loss_N = engine(batch, run.teacher.signal(part), scale)
-        engine.backward(loss, scale_wrt_gas=False)
-        engine.step()
+        engine.backward(loss)
+        grad_norm = optimizer_step(engine)
         total += loss_N.sum().double().cpu()
+    assert grad_norm is not None, "the last micro-batch ends the step"
     return {
         "loss": distributed.sum_over_processes(total).item() / tokens,
-        "grad_norm": float(engine.get_global_grad_norm()),
+        "grad_norm": grad_norm,
         "learning_rate": learning_rate(recipe.train, step),
         "tokens": int(tokens),
         "student_share": from_student / recipe.train.batch_size,

@@ -101,6 +101,22 @@ def set_learning_rate(engine: Any, value: float) -> None:
         group["lr"] = value
 
 
+def optimizer_step(engine: Any) -> float | None:
+    """Let the engine step; returns the gradient's norm before clipping where weights changed.
+
+    DeepSpeed keeps that norm for itself without ZeRO, so it is taken here, after reduction.
+    """
+    if not engine.is_gradient_accumulation_boundary():
+        engine.step()
+        return None
+    norm = None
+    if engine.zero_optimization_stage() == 0:
+        gradients = [one.grad for one in engine.module.parameters() if one.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+    engine.step()
+    return float(engine.get_global_grad_norm() if norm is None else norm)
+
+
 @contextlib.contextmanager
 def whole_student(engine: Any) -> Iterator[PreTrainedModel]:
     """The student with all its weights, gathered where ZeRO-3 has sharded them."""
