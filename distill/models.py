@@ -6,6 +6,7 @@ Legend: B sequences, T positions, H width, V vocabulary.
 from __future__ import annotations
 
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ def quiet_libraries() -> None:
     """Leave the terminal to our own progress bars."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    # DeepSpeed calls functions of torch that have been renamed, in every step.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     for name in ("deepspeed", "DeepSpeed", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.WARNING)
 

@@ -14,7 +14,7 @@ from typing import Any
 import deepspeed
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from draftsmith.distill.batch import Batch, response_states
 from draftsmith.distill.distributed import world_size
@@ -34,6 +34,8 @@ class Trainee(torch.nn.Module):
         self.student = student
         self.objective = objective
         self.dtype = dtype
+        # In a list, which hides it from the engine: it is not trained.
+        self.copies: list[PreTrainedModel] = []
 
     def forward(self, batch: Batch, signal: TeacherSignal, scale: float) -> tuple[Tensor, Tensor]:
         """Returns (loss, loss_N): scale times the summed divergence, and each token's."""
@@ -119,14 +121,30 @@ def optimizer_step(engine: Any) -> float | None:
 
 @contextlib.contextmanager
 def whole_student(engine: Any) -> Iterator[PreTrainedModel]:
-    """The student with all its weights, gathered where ZeRO-3 has sharded them."""
+    """The student with all its weights, to generate, evaluate or export.
+
+    Under ZeRO-3 it is a copy: hooks of the engine would take gathered weights away again in the
+    middle of a forward pass.
+    """
     student: PreTrainedModel = engine.module.student
-    sharded = engine.zero_optimization_stage() == 3
-    parameters = list(student.parameters())
-    with deepspeed.zero.GatheredParameters(parameters, enabled=sharded):
-        student.eval()
-        yield student
-        student.train()
+    if engine.zero_optimization_stage() == 3:
+        yield _gathered_copy(engine.module)
+        return
+    student.eval()
+    yield student
+    student.train()
+
+
+def _gathered_copy(trainee: Trainee) -> PreTrainedModel:
+    if not trainee.copies:
+        with torch.random.fork_rng(), torch.no_grad():
+            copy = AutoModelForCausalLM.from_config(trainee.student.config)
+        trainee.copies.append(copy.to(trainee.student.device).eval().requires_grad_(False))
+    (copy,) = trainee.copies
+    for ours, theirs in zip(copy.parameters(), trainee.student.parameters(), strict=True):
+        with deepspeed.zero.GatheredParameters([theirs]):
+            ours.data.copy_(theirs.data)
+    return copy
 
 
 def _deepspeed_config(train: TrainSection) -> dict[str, Any]:
