@@ -83,27 +83,40 @@ def test_zero_stages_train_alike_on_two_processes(
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
 
 
-def test_training_lowers_the_loss_and_raises_the_overlap(reference: Path) -> None:
-    evaluations = [one for one in timeless(reference) if one["kind"] == "evaluation"]
+SIXTY_STEPS: dict[str, Any] = {
+    "train__steps": 60,
+    "train__save_every": 7,
+    "train__eval_every": 20,
+}
+
+
+@pytest.fixture(scope="module")
+def sixty_steps(tiny_target: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("runs") / "sixty"
+    succeed(tiny_target, output, **SIXTY_STEPS)
+    return output
+
+
+def test_training_lowers_the_loss_and_raises_the_overlap(sixty_steps: Path) -> None:
+    evaluations = [one for one in timeless(sixty_steps) if one["kind"] == "evaluation"]
     assert evaluations[-1]["forward_kl"] < evaluations[0]["forward_kl"]
     assert evaluations[-1]["alpha_overlap"] > evaluations[0]["alpha_overlap"]
-    assert (reference / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (sixty_steps / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_run_killed_anywhere_goes_on_bit_by_bit(tiny_target: Path, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"train__steps": 60, "train__save_every": 7, "train__eval_every": 20}
-    expected = succeed(tiny_target, tmp_path / "whole", **settings)
-
+def test_a_run_killed_anywhere_goes_on_bit_by_bit(
+    tiny_target: Path, tmp_path: Path, sixty_steps: Path
+) -> None:
     killed = tmp_path / "killed"
     for kill_after, resume in ((10, False), (35, True)):
-        _kill_in_the_middle(tiny_target, killed, kill_after, resume, settings)
+        _kill_in_the_middle(tiny_target, killed, kill_after, resume, SIXTY_STEPS)
     partial = killed / "checkpoints" / "step-00000999.partial"
     partial.mkdir()  # what a kill while saving leaves behind
-    resumed = succeed(tiny_target, killed, resume=True, **settings)
+    resumed = succeed(tiny_target, killed, resume=True, **SIXTY_STEPS)
 
-    assert resumed == expected
+    assert resumed == timeless(sixty_steps)
     weights = "draft/model.safetensors"
-    assert (killed / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
+    assert (killed / weights).read_bytes() == (sixty_steps / weights).read_bytes()
 
 
 def _kill_in_the_middle(
