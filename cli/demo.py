@@ -19,8 +19,8 @@ from openai import OpenAI
 from rich.console import Console
 
 from draftsmith.cli.distill import register_draft, run_distillation
-from draftsmith.cli.evaluate import encode, report_table, run_with_progress
-from draftsmith.cli.evaluation import Report, Workload
+from draftsmith.cli.evaluate import encode, report_table, say
+from draftsmith.cli.evaluation import Report, Workload, evaluate_drafts
 from draftsmith.distill.embedded import EMBEDDED_NAME, pull_embedded
 from draftsmith.distill.recipe import load_recipe
 from draftsmith.server.home import Home
@@ -64,7 +64,7 @@ def demo(
         gamma_max=recipe.evaluate.gamma_max,
     )
     drafts = {"before": run.initial, "after": run.draft}
-    report = run_with_progress(target, drafts, workload, home)
+    report = evaluate_drafts(target, drafts, workload, home, on_stage=say)
     report_file = run.root / "report.json"
     report_file.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
 

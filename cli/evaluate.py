@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,6 @@ from rich.table import Table
 
 from draftsmith.cli.evaluation import Report, Workload, evaluate_drafts
 from draftsmith.cli.resolve import resolve_model
-from draftsmith.distill.progress import track
 from draftsmith.distill.prompts import load_prompts
 from draftsmith.server.home import Home
 
@@ -56,8 +56,9 @@ def evaluate(
         num_speculative_tokens=num_speculative_tokens,
         gamma_max=gamma_max,
     )
-    report = run_with_progress(target_folder, {Path(draft).name: draft_folder}, workload, home)
     console = Console(highlight=False)
+    drafts = {Path(draft).name: draft_folder}
+    report = evaluate_drafts(target_folder, drafts, workload, home, on_stage=say)
     console.print(report_table(report))
     console.print(lookahead_table(report))
     if output is not None:
@@ -77,20 +78,9 @@ def encode(prompts: str, target: Path, limit: int) -> list[list[int]]:
     return encode_prompts(chosen, load_tokenizer(target), max_tokens=4096)
 
 
-def run_with_progress(
-    target: Path, drafts: dict[str, Path], workload: Workload, home: Home
-) -> Report:
-    """`evaluate_drafts` with a status line and a progress bar on the terminal."""
-    console = Console(stderr=True, highlight=False)
-    with track("requests", len(workload.prompts) * (len(drafts) + 1)) as bar:
-        return evaluate_drafts(
-            target,
-            drafts,
-            workload,
-            home,
-            on_stage=lambda stage: console.print(f"{stage} ..."),
-            on_request=lambda done, total: bar.advance(done - bar.done),
-        )
+def say(stage: str) -> None:
+    """Tell on stderr what has begun."""
+    print(f"{stage} ...", file=sys.stderr)
 
 
 def report_table(report: Report) -> Table:

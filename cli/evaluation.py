@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from draftsmith.distill.progress import track
 from draftsmith.distill.recipe import EvaluateSection
 from draftsmith.server.engine.command import EngineConfig
 from draftsmith.server.engine.measure import EngineMeasurement, measure
@@ -73,7 +74,6 @@ def evaluate_drafts(
     home: Home,
     *,
     on_stage: Callable[[str], None] = lambda stage: None,
-    on_request: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
     """Run target alone and target with each draft side by side on the same prompts.
 
@@ -83,15 +83,17 @@ def evaluate_drafts(
     for draft in drafts.values():
         check_pair(target, draft)
     on_stage(f"starting {len(drafts) + 1} engines")
-    with _engines(target, drafts, workload, home) as engines:
-        on_stage("measuring")
+    with (
+        _engines(target, drafts, workload, home) as engines,
+        track("measuring", len(workload.prompts) * len(engines)) as bar,
+    ):
         measured = measure(
             engines,
             workload.prompts,
             max_tokens=workload.max_tokens,
             temperature=workload.temperature,
             top_p=workload.top_p,
-            progress=on_request,
+            progress=lambda done, total: bar.advance(done - bar.done),
         )
     on_stage("exact acceptance")
     return Report(
