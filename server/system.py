@@ -27,8 +27,12 @@ async def ready(request: Request) -> Response:
     supervisor = gateway.supervisor
     if gateway.draining:
         return _not_ready("draining", "the server is shutting down", 5)
-    if supervisor.state is not EngineState.READY:
+    client = supervisor.client
+    if client is None:
         return _not_ready(supervisor.state, supervisor.reason, supervisor.retry_after_s)
+    if not await _answers(client):  # it died, and the supervisor has not seen it yet
+        reason = "the engine does not answer"
+        return _not_ready(EngineState.RESTARTING, reason, supervisor.retry_after_s)
     return JSONResponse({"status": "ready"})
 
 
@@ -49,6 +53,15 @@ async def metrics(request: Request) -> Response:
     return PlainTextResponse(
         gateway.metrics.text() + engine_text, media_type="text/plain; version=0.0.4"
     )
+
+
+async def _answers(client: httpx.AsyncClient) -> bool:
+    try:
+        return (await client.get("/health", timeout=2.0)).status_code == 200
+    except httpx.TimeoutException:
+        return True  # busy, not dead
+    except httpx.TransportError:
+        return False
 
 
 def _not_ready(status: str, reason: str, retry_after_s: int) -> Response:
