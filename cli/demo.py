@@ -27,6 +27,7 @@ from draftsmith.server.home import Home
 
 _QUESTION = "What does `heapq.nsmallest` do? Answer in two sentences."
 _READY_TIMEOUT_S = 300.0
+_NOISE = 0.03  # of a speed, from one run to the next
 
 
 def demo(
@@ -142,6 +143,8 @@ def _stream_chat(url: str, console: Console) -> None:
 
 def _verdict(report: Report) -> str:
     speedup = report.drafts["after"].speedup
+    if abs(speedup - 1) < _NOISE:
+        return f"The draft neither pays nor costs here: {speedup:.2f} times the speed without it."
     if speedup > 1:
         return f"The draft pays here: {speedup:.2f} times the speed of the target alone."
     return (
