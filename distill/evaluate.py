@@ -20,7 +20,7 @@ from draftsmith.distill.progress import track
 from draftsmith.distill.recipe import EvaluateSection
 from draftsmith.distill.teacher import Teacher
 from draftsmith.kernels.acceptance import acceptance_probability_T, block_efficiency
-from draftsmith.kernels.pair_stats import PairStats, pair_stats
+from draftsmith.kernels.pair_stats import pair_stats
 from draftsmith.kernels.signal import HiddenSignal
 
 
@@ -101,7 +101,9 @@ def evaluate(
                     torch.tensor(len(matches_N), dtype=torch.float64),
                 ]
             ).cpu()
-            accept_N = matches_N if section.temperature == 0 else _accept_N(stats)
+            accept_N = matches_N
+            if section.temperature > 0:
+                accept_N = acceptance_probability_T(stats.log_p_N, stats.log_q_N)
             accepts += _split_by_response(accept_N, batch)
             bar.advance()
     distributed.sum_over_processes(sums)
@@ -123,10 +125,6 @@ def evaluate(
         tokens=int(count),
         responses=len(gathered),
     )
-
-
-def _accept_N(stats: PairStats) -> torch.Tensor:
-    return acceptance_probability_T(stats.log_p_N, stats.log_q_N)
 
 
 def _split_by_response(accept_N: torch.Tensor, batch: Batch) -> list[list[float]]:

@@ -10,11 +10,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from draftsmith.distill.manifest import Manifest, list_files, target_identity, write_manifest
-from draftsmith.distill.models import load_tokenizer
+from draftsmith.distill.models import load_tokenizer, torch_dtype
 from draftsmith.distill.recipe import Recipe
 
 _VERSIONED = ("draftsmith", "torch", "transformers", "deepspeed")
@@ -33,7 +32,7 @@ def export_draft(
     """
     partial = output.with_name(output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[recipe.export.dtype]
+    dtype = torch_dtype(recipe.export.dtype)
     # A copy, so that a run can export and then go on training in float32.
     state = {name: tensor.detach().to(dtype) for name, tensor in student.state_dict().items()}
     student.generation_config = GenerationConfig.from_model_config(student.config)

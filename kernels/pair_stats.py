@@ -89,8 +89,9 @@ def nucleus_NV(p_NV: Tensor, top_p: float) -> Tensor:
 
 def _chunk_stats(draft_CV: Tensor, target_CV: Tensor, token_C: Tensor, top_p: float) -> PairStats:
     log_q_CV, log_p_CV = draft_CV.log_softmax(-1), target_CV.log_softmax(-1)
-    forward_kl_C = (log_p_CV.exp() * (log_p_CV - log_q_CV)).sum(-1)
-    p_CV = nucleus_NV(log_p_CV.exp(), top_p)
+    whole_p_CV = log_p_CV.exp()
+    forward_kl_C = (whole_p_CV * (log_p_CV - log_q_CV)).sum(-1)
+    p_CV = nucleus_NV(whole_p_CV, top_p)
     draft_argmax_C = draft_CV.argmax(-1)
     return PairStats(
         overlap_N=torch.minimum(p_CV, log_q_CV.exp()).sum(-1),
