@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated
 
-import httpx
 import typer
 from openai import OpenAI
 from rich.console import Console
 
+from draftsmith.cli.background import served
 from draftsmith.cli.distill import register_draft, run_distillation
 from draftsmith.cli.evaluate import encode, report_table, say
 from draftsmith.cli.evaluation import Report, Workload, evaluate_drafts
@@ -26,7 +19,6 @@ from draftsmith.distill.recipe import load_recipe
 from draftsmith.server.home import Home
 
 _QUESTION = "What does `heapq.nsmallest` do? Answer in two sentences."
-_READY_TIMEOUT_S = 300.0
 _NOISE = 0.03  # of a speed, from one run to the next
 
 
@@ -39,7 +31,7 @@ def demo(
 ) -> None:
     """Distil a draft for a small model, measure it, and serve both. About 15 minutes on 2 cores.
 
-    Fetches SmolLM2-135M-Instruct, distils a narrow draft from it on prompts about Python's
+    Fetches SmolLM2-135M-Instruct, distils a three-layer draft from it on prompts about Python's
     standard library, compares speed with and without it on held-out prompts, and streams one
     chat completion from the server through the `openai` client.
     """
@@ -74,7 +66,8 @@ def demo(
     console.print(f"{recipe.export_name} -> {version.id}")
 
     console.rule("5/5  serve", align="left")
-    with _server(EMBEDDED_NAME, recipe.export_name, home) as url:
+    pair = ["--target", EMBEDDED_NAME, "--draft", recipe.export_name]
+    with served(pair, home.logs / "demo-serve.log") as url:
         _stream_chat(url, console)
 
     console.rule(align="left")
@@ -90,36 +83,6 @@ def demo(
     command = f"draftsmith serve --target {EMBEDDED_NAME} --draft {recipe.export_name}"
     console.print(f"serve it {command}")
     console.print(f"The demo took {(time.monotonic() - began) / 60:.1f} minutes.")
-
-
-@contextmanager
-def _server(target: str, draft: str, home: Home) -> Iterator[str]:
-    """A `draftsmith serve` of its own on a free port; yields its base URL when it is ready."""
-    command = [sys.executable, "-m", "draftsmith.cli.main", "serve", "--port", "0"]
-    command += ["--target", target, "--draft", draft]
-    log = home.logs / "demo-serve.log"
-    with log.open("w", encoding="utf-8") as stderr:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
-    try:
-        assert process.stdout is not None
-        match = re.match(r"(http://\S+)/v1 ", process.stdout.readline())
-        if match is None:
-            process.wait(timeout=30)
-            raise ValueError(f"The server did not start: {_last_line(log)}")
-        _wait_ready(match[1], process, log)
-        yield match[1]
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-        process.wait(timeout=90)
-
-
-def _wait_ready(url: str, process: subprocess.Popen[str], log: Path) -> None:
-    deadline = time.monotonic() + _READY_TIMEOUT_S
-    while httpx.get(f"{url}/ready", timeout=10.0).status_code != 200:
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise ValueError(f"The server did not become ready: {_last_line(log)}")
-        time.sleep(0.5)
 
 
 def _stream_chat(url: str, console: Console) -> None:
@@ -149,10 +112,5 @@ def _verdict(report: Report) -> str:
         return f"The draft pays here: {speedup:.2f} times the speed of the target alone."
     return (
         f"The draft does not pay here: {speedup:.2f} times the speed of the target alone. "
-        "Train it for longer, or make it narrower."
+        "Train it for longer, or make it smaller."
     )
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1] if lines else f"{log} is empty"

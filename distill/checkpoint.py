@@ -8,14 +8,13 @@ its newest complete checkpoint, and one that was damaged later is passed over wi
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 from draftsmith.distill import distributed
-from draftsmith.distill.manifest import FileEntry, list_files
+from draftsmith.distill.manifest import FileEntry, flush_to_disk, list_files
 
 MARKER = "COMPLETE.json"
 _TAG = "state"
@@ -35,7 +34,7 @@ def save_checkpoint(folder: Path, engine: Any, step: int, keep: int) -> Path:
         _complete(partial, step)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
-        _sync(folder)
+        flush_to_disk(folder)
         for old in _steps(folder)[:-keep]:
             shutil.rmtree(old)
     distributed.barrier()
@@ -56,12 +55,12 @@ def load_checkpoint(folder: Path, engine: Any) -> int:
 
 def _complete(partial: Path, step: int) -> None:
     for path in partial.rglob("*"):
-        _sync(path)
+        flush_to_disk(path)
     files = [entry.model_dump() for entry in list_files(partial)]
     marker = partial / MARKER
     marker.write_text(json.dumps({"step": step, "files": files}, indent=2), encoding="utf-8")
-    _sync(marker)
-    _sync(partial)
+    flush_to_disk(marker)
+    flush_to_disk(partial)
 
 
 def _steps(folder: Path) -> list[Path]:
@@ -75,11 +74,3 @@ def _is_intact(path: Path) -> bool:
         return True
     print(f"warning: checkpoint {path} is damaged and is passed over.", file=sys.stderr)
     return False
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,7 +7,8 @@ practice and, by the recursion of `kernels.acceptance`, the block efficiency of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from pydantic import BaseModel
@@ -15,12 +16,13 @@ from transformers import PreTrainedModel
 
 from draftsmith.distill import distributed
 from draftsmith.distill.batch import Batch, Example, make_batch, response_states
-from draftsmith.distill.models import body, head_weight
+from draftsmith.distill.models import body
 from draftsmith.distill.progress import track
 from draftsmith.distill.recipe import EvaluateSection
 from draftsmith.distill.teacher import Teacher
+from draftsmith.distill.vocabulary import DraftHead, DraftSignal, head_rows, restrict_signal
 from draftsmith.kernels.acceptance import acceptance_probability_T, block_efficiency
-from draftsmith.kernels.pair_stats import pair_stats
+from draftsmith.kernels.pair_stats import PairStats, pair_stats
 from draftsmith.kernels.signal import HiddenSignal
 
 
@@ -31,7 +33,7 @@ class Acceptance(BaseModel):
         it is given for temperature 1, where `alpha_temperature` says so.
     alpha_greedy_draft: mean of p(argmax q): acceptance when drafting greedily.
     alpha_argmax: share of target tokens that are the draft's argmax: acceptance at temperature 0.
-    forward_kl: KL(target || draft) in nats a token.
+    forward_kl: KL(target || draft) in nats a token, over the tokens that the draft may propose.
     block_efficiency: expected tokens a target call for each lookahead, at `temperature`.
     """
 
@@ -81,16 +83,7 @@ def evaluate(
     sums = torch.zeros(5, dtype=torch.float64)
     with track(label, len(heldout.batches) if label else 0) as bar:
         for batch, signal in zip(heldout.batches, heldout.signals, strict=True):
-            draft = HiddenSignal(
-                response_states(body(student), batch).float(), head_weight(student).float()
-            )
-            stats = pair_stats(
-                draft,
-                signal,
-                batch.labels_N,
-                temperature=alpha_temperature,
-                top_p=section.top_p,
-            )
+            stats = _pair_stats(student, batch, signal, alpha_temperature, section.top_p)
             matches_N = (stats.draft_argmax_N == batch.labels_N).double()
             sums += torch.stack(
                 [
@@ -125,6 +118,27 @@ def evaluate(
         tokens=int(count),
         responses=len(gathered),
     )
+
+
+def _pair_stats(
+    student: PreTrainedModel,
+    batch: Batch,
+    signal: HiddenSignal,
+    temperature: float,
+    top_p: float,
+) -> PairStats:
+    hidden_NH = response_states(body(student), batch).float()
+    rows = HiddenSignal(hidden_NH, head_rows(student).float())
+    compare = partial(pair_stats, temperature=temperature, top_p=top_p)
+    head = student.get_output_embeddings()
+    if not isinstance(head, DraftHead):
+        return compare(rows, signal, batch.labels_N)
+    stats = compare(DraftSignal(hidden_NH, head), signal, batch.labels_N)
+    # Over the whole vocabulary the divergence is infinite, and says nothing. The labels may lie
+    # outside of the draft's vocabulary; this divergence does not look at them.
+    ignored_N = torch.zeros_like(batch.labels_N)
+    within = compare(rows, restrict_signal(signal, head.token_D), ignored_N)
+    return replace(stats, forward_kl_N=within.forward_kl_N)
 
 
 def _split_by_response(accept_N: torch.Tensor, batch: Batch) -> list[list[float]]:

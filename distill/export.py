@@ -12,9 +12,16 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel
 
-from draftsmith.distill.manifest import Manifest, list_files, target_identity, write_manifest
+from draftsmith.distill.manifest import (
+    Manifest,
+    list_files,
+    target_identity,
+    write_draft_vocabulary,
+    write_manifest,
+)
 from draftsmith.distill.models import load_tokenizer, torch_dtype
 from draftsmith.distill.recipe import Recipe
+from draftsmith.distill.vocabulary import draft_tokens
 
 _VERSIONED = ("draftsmith", "torch", "transformers", "deepspeed")
 
@@ -40,6 +47,9 @@ def export_draft(
     student.config.dtype = dtype
     student.save_pretrained(partial, state_dict=state, safe_serialization=True)
     student.config.dtype = before
+    token_D = draft_tokens(student)
+    if token_D is not None:
+        write_draft_vocabulary(partial, token_D.tolist())
     load_tokenizer(teacher_folder).save_pretrained(partial)
     target = target_identity(teacher_folder)
     resolved = recipe.model_copy(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 MANIFEST_NAME = "manifest.json"
+DRAFT_VOCABULARY_NAME = "draft_vocabulary.json"
+"""In a draft's folder: the tokens that it may propose, where it may not propose them all."""
 # Keys of config.json that say how or by what a folder was written, not what the model is.
 _VOLATILE_CONFIG_KEYS = {"_name_or_path", "_model_name_or_path", "transformers_version"}
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf")
@@ -164,6 +167,38 @@ def check_compatible(manifest: Manifest, target: Path) -> None:
         )
     if ours.weights_fingerprint != theirs.weights_fingerprint:
         raise ValueError(f"The target's weights are not those the draft was made for: {advice}")
+
+
+def write_draft_vocabulary(folder: Path, tokens: list[int]) -> None:
+    text = json.dumps({"tokens": tokens}, separators=(",", ":"))
+    (folder / DRAFT_VOCABULARY_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def read_draft_vocabulary(folder: Path, vocab_size: int) -> list[int] | None:
+    """The ascending token ids that the draft in `folder` may propose; None means all.
+
+    Raises:
+        ValueError: the file does not hold ascending ids below `vocab_size`.
+    """
+    path = folder / DRAFT_VOCABULARY_NAME
+    if not path.is_file():
+        return None
+    tokens = _read_json(path).get("tokens")
+    numbers = isinstance(tokens, list) and all(type(token) is int for token in tokens)
+    if not numbers or not tokens or tokens != sorted(set(tokens)):
+        raise ValueError(f"{path} must hold 'tokens': ascending token ids, at least one.")
+    if tokens[0] < 0 or tokens[-1] >= vocab_size:
+        raise ValueError(f"{path} names tokens outside of 0 to {vocab_size - 1}.")
+    return tokens
+
+
+def flush_to_disk(path: Path) -> None:
+    """Return when what was written to this file or folder will survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sha256_file(path: Path) -> str:

@@ -10,6 +10,7 @@ import torch
 
 from draftsmith.distill.batch import Example
 from draftsmith.distill.evaluate import Acceptance, evaluate, prepare_heldout
+from draftsmith.distill.manifest import read_draft_vocabulary
 from draftsmith.distill.models import (
     default_device,
     load_model,
@@ -21,6 +22,7 @@ from draftsmith.distill.models import (
 from draftsmith.distill.recipe import EvaluateSection
 from draftsmith.distill.student import check_same_vocabulary
 from draftsmith.distill.teacher import Teacher
+from draftsmith.distill.vocabulary import restrict_head
 
 _SEQUENCES_AT_A_TIME = 8
 
@@ -63,6 +65,9 @@ class OfflineTarget:
         for name, folder in drafts.items():
             draft = load_model(folder, torch.float32).to(default_device())
             check_same_vocabulary(self.teacher.model, draft)
+            tokens = read_draft_vocabulary(folder, draft.config.vocab_size)
+            if tokens is not None:
+                restrict_head(draft, tokens)
             results[name] = evaluate(draft, heldout, section)
         return results
 

@@ -47,6 +47,10 @@ class StudentSection(_Section):
     num_attention_heads: int | None = Field(None, ge=1)
     num_key_value_heads: int | None = Field(None, ge=1)
     intermediate_size: int | None = Field(None, ge=16)
+    vocabulary: int | None = Field(None, ge=1)
+    """How many tokens the student may propose: the most frequent ones in prompts and recorded
+    answers. Fewer rows of its head are read at every step, in training and serving; None keeps
+    them all."""
     freeze_embeddings: bool = False
     """Keep embedding and head as they start: less to overfit, and cheaper steps."""
 
@@ -80,6 +84,9 @@ class RolloutSection(_Section):
     a recorded answer of the teacher."""
     student_from_step: int = Field(0, ge=0)
     """First step with student rollouts: the first samples of a raw student are noise."""
+    steps_ahead: int = Field(1, ge=1)
+    """Steps whose student responses are sampled together, with the weights of the first of them:
+    larger batches are faster, and the last response is this many steps old, less one."""
     max_new_tokens: int = Field(128, ge=1)
     temperature: float = Field(1.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
@@ -151,6 +158,12 @@ class Recipe(_Section):
     train: TrainSection
     evaluate: EvaluateSection = EvaluateSection()
     export: ExportSection = ExportSection()
+
+    @model_validator(mode="after")
+    def _checkpoints_fall_between_rollouts(self) -> Self:
+        if self.train.save_every % self.rollout.steps_ahead:
+            raise ValueError("train.save_every must be a multiple of rollout.steps_ahead")
+        return self
 
     @property
     def export_name(self) -> str:

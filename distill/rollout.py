@@ -13,6 +13,7 @@ from draftsmith.distill.batch import Example
 from draftsmith.distill.draws import draw_bits, draw_uniform, prompts_of_step
 from draftsmith.distill.recipe import Recipe, RolloutSection
 from draftsmith.distill.sampling import Sampling, generate
+from draftsmith.distill.vocabulary import hold_rows
 
 
 def student_sampling(section: RolloutSection) -> Sampling:
@@ -39,36 +40,41 @@ def recorded_examples(
 def rollout(
     student: PreTrainedModel,
     recipe: Recipe,
-    step: int,
+    steps: Sequence[int],
     prompts: Sequence[EncodedPrompt],
     answers: Sequence[Sequence[Answer]],
     stop_tokens: Sequence[int],
     dtype: torch.dtype,
-) -> list[Example]:
-    """This process's share of the step's examples, in the same order whatever their source."""
-    places = range(distributed.rank(), recipe.train.batch_size, distributed.world_size())
-    chosen = prompts_of_step(recipe, step, len(prompts))
-    own = [place for place in places if _is_student(recipe, step, place)]
-    with torch.autocast(student.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+) -> list[list[Example]]:
+    """This process's share of each step's examples, in the same order whatever their source.
+
+    The student's responses of all `steps` are sampled together.
+    """
+    every = range(distributed.rank(), recipe.train.batch_size, distributed.world_size())
+    places = [(step, place) for step in steps for place in every]
+    chosen = {step: prompts_of_step(recipe, step, len(prompts)) for step in steps}
+    own = [(step, place) for step, place in places if _is_student(recipe, step, place)]
+    autocast = torch.autocast(student.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
+    with autocast, hold_rows(student, dtype):
         responses = generate(
             student,
-            [prompts[chosen[place]].tokens for place in own],
-            [draw_bits(recipe.seed, "rollout", step, place) for place in own],
+            [prompts[chosen[step][place]].tokens for step, place in own],
+            [draw_bits(recipe.seed, "rollout", step, place) for step, place in own],
             student_sampling(recipe.rollout),
             stop_tokens=stop_tokens,
             batch_size=recipe.rollout.batch_size,
         )
     sampled = dict(zip(own, responses, strict=True))
-    examples = []
-    for place in places:
-        prompt = prompts[chosen[place]]
-        if place in sampled:
-            examples.append(Example(prompt.tokens, tuple(sampled[place]), "student"))
-        else:
-            options = answers[chosen[place]]
-            pick = draw_bits(recipe.seed, "recorded", step, place) % len(options)
-            examples.append(Example(prompt.tokens, options[pick].tokens, "recorded"))
-    return examples
+
+    def example(step: int, place: int) -> Example:
+        index = chosen[step][place]
+        if (step, place) in sampled:
+            return Example(prompts[index].tokens, tuple(sampled[step, place]), "student")
+        options = answers[index]
+        pick = draw_bits(recipe.seed, "recorded", step, place) % len(options)
+        return Example(prompts[index].tokens, options[pick].tokens, "recorded")
+
+    return [[example(step, place) for place in every] for step in steps]
 
 
 def _is_student(recipe: Recipe, step: int, place: int) -> bool:

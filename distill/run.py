@@ -29,6 +29,7 @@ from draftsmith.distill.rollout import teacher_samplings
 from draftsmith.distill.sampling import Sampling
 from draftsmith.distill.student import check_same_vocabulary, make_student
 from draftsmith.distill.teacher import Teacher
+from draftsmith.distill.vocabulary import frequent_tokens, restrict_head
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,11 @@ def prepare(recipe: Recipe, folder: RunFolder) -> Prepared:
         batch_size=recipe.rollout.batch_size,
         label="teacher answers",
     )
+    if recipe.student.vocabulary:
+        texts = [prompt.tokens for prompt in prompts]
+        texts += [answer.tokens for options in answers for answer in options]
+        size, vocab_size = recipe.student.vocabulary, model.config.vocab_size
+        restrict_head(student, frequent_tokens(texts, stops, size, vocab_size))
     heldout_answers = record_answers(
         folder.root / "answers-heldout.jsonl",
         model,

@@ -80,10 +80,13 @@ def train(recipe: Recipe, output: Path, *, resume: bool = False) -> RunFolder:
     with track("distil", recipe.train.steps, start) as bar:
         for step in range(start, recipe.train.steps):
             began = time.perf_counter()
-            with whole_student(engine) as student:
-                examples = rollout(
-                    student, recipe, step, run.prompts, run.answers, run.stop_tokens, run.dtype
-                )
+            if step % recipe.rollout.steps_ahead == 0:
+                ahead = range(step, min(step + recipe.rollout.steps_ahead, recipe.train.steps))
+                with whole_student(engine) as student:
+                    rollouts = rollout(
+                        student, recipe, ahead, run.prompts, run.answers, run.stop_tokens, run.dtype
+                    )
+            examples = rollouts[step % recipe.rollout.steps_ahead]
             sampled = time.perf_counter()
             record = train_step(engine, run, recipe, step, examples)
             seconds = {"rollout": sampled - began, "update": time.perf_counter() - sampled}
@@ -115,6 +118,7 @@ def train_step(
     size = recipe.train.micro_batch_size
     scale = distributed.world_size() * (len(examples) // size) / tokens
     set_learning_rate(engine, learning_rate(recipe.train, step))
+    examples = sorted(examples, key=lambda example: example.length)  # less padding
     total = torch.zeros(1, dtype=torch.float64)
     grad_norm = None
     for start in range(0, len(examples), size):

@@ -20,8 +20,14 @@ from draftsmith.distill.batch import Batch, response_states
 from draftsmith.distill.distributed import world_size
 from draftsmith.distill.models import body, head_weight
 from draftsmith.distill.recipe import ObjectiveSection, Recipe, TrainSection
+from draftsmith.distill.vocabulary import (
+    draft_tokens,
+    head_rows,
+    restrict_head,
+    restrict_signal,
+)
 from draftsmith.kernels.linear import fused_linear_divergence
-from draftsmith.kernels.signal import TeacherSignal
+from draftsmith.kernels.signal import HiddenSignal
 
 
 class Trainee(torch.nn.Module):
@@ -37,14 +43,14 @@ class Trainee(torch.nn.Module):
         # In a list, which hides it from the engine: it is not trained.
         self.copies: list[PreTrainedModel] = []
 
-    def forward(self, batch: Batch, signal: TeacherSignal, scale: float) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: Batch, signal: HiddenSignal, scale: float) -> tuple[Tensor, Tensor]:
         """Returns (loss, loss_N): scale times the summed divergence, and each token's."""
         with autocast(batch.tokens_BT.device, self.dtype):
             hidden_NH = response_states(body(self.student), batch)
         return fused_linear_divergence(
             hidden_NH,
-            head_weight(self.student),
-            signal,
+            head_rows(self.student),
+            restrict_signal(signal, draft_tokens(self.student)),
             torch.full((len(signal),), scale, device=hidden_NH.device),
             divergence=self.objective.divergence,
             beta=self.objective.beta,
@@ -139,6 +145,9 @@ def _gathered_copy(trainee: Trainee) -> PreTrainedModel:
     if not trainee.copies:
         with torch.random.fork_rng(), torch.no_grad():
             copy = AutoModelForCausalLM.from_config(trainee.student.config)
+        token_D = draft_tokens(trainee.student)
+        if token_D is not None:
+            restrict_head(copy, token_D)
         trainee.copies.append(copy.to(trainee.student.device).eval().requires_grad_(False))
     (copy,) = trainee.copies
     for ours, theirs in zip(copy.parameters(), trainee.student.parameters(), strict=True):

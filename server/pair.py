@@ -10,6 +10,7 @@ from draftsmith.distill.manifest import (
     MANIFEST_NAME,
     Manifest,
     check_compatible,
+    read_draft_vocabulary,
     read_manifest,
     tokenizer_fingerprint,
     verify_files,
@@ -37,6 +38,7 @@ def check_pair(target: Path, draft: Path | None) -> Manifest | None:
             f"The draft {draft} has a vocabulary of {draft_vocabulary} tokens and the target of "
             f"{target_vocabulary}: they cannot be served together."
         )
+    read_draft_vocabulary(draft, draft_vocabulary)
     if not (draft / MANIFEST_NAME).is_file():
         if tokenizer_fingerprint(draft) != tokenizer_fingerprint(target):
             raise ValueError(

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import sqlite3
@@ -23,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from draftsmith.distill.manifest import Manifest, read_manifest, verify_files
+from draftsmith.distill.manifest import Manifest, flush_to_disk, read_manifest, verify_files
 from draftsmith.server.home import Home
 
 _SUFFIXES = frozenset({".safetensors", ".json", ".txt", ".jinja", ".model"})
@@ -187,10 +186,10 @@ class Registry:
                 shutil.copytree(folder, copy)
                 verify_files(copy, manifest)  # what was read is what was checked
                 for path in sorted(copy.rglob("*"), reverse=True):
-                    _sync(path)
-                _sync(copy)
+                    flush_to_disk(path)
+                flush_to_disk(copy)
                 _publish(copy, final)
-                _sync(self._published)
+                flush_to_disk(self._published)
         except OSError as error:
             raise ValueError(f"{folder} cannot be registered: {error}.") from error
 
@@ -240,12 +239,3 @@ def _check_files(folder: Path) -> None:
                 f"{path} has no place in a registered model: "
                 f"only {', '.join(sorted(_SUFFIXES))} files have."
             )
-
-
-def _sync(path: Path) -> None:
-    """Flush a file or folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

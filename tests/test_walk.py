@@ -4,43 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-import signal
-import subprocess
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 from openai import OpenAI
 
+from draftsmith.cli.background import served
 from draftsmith.distill.metrics import read_metrics
-from tests.cli.commands import DRAFTSMITH, draftsmith, environment
-
-
-@contextmanager
-def served(home: Path, *arguments: str | Path) -> Iterator[str]:
-    """`draftsmith serve` on a free port; yields its URL when it is ready."""
-    process = subprocess.Popen(
-        [str(DRAFTSMITH), "serve", "--port", "0", *map(str, arguments)],
-        env=environment(home),
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        found = re.match(r"(http://\S+)/v1 ", process.stdout.readline())
-        assert found is not None
-        deadline = time.monotonic() + 180
-        while httpx.get(f"{found[1]}/ready").status_code != 200:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.3)
-        yield found[1]
-    finally:
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=90) == 0, "SIGTERM must end the server cleanly"
+from tests.cli.commands import draftsmith, environment
 
 
 def test_tiny_walk(tmp_path: Path, tiny_target: Path) -> None:
@@ -75,7 +47,8 @@ def test_tiny_walk(tmp_path: Path, tiny_target: Path) -> None:
     assert report["same_answers"] == 1.0, "float32 speculation must not change a greedy token"
     assert report["gaps_at_first_difference"] == []
 
-    with served(home, "--target", tiny_target, "--draft", "tiny") as url:
+    pair = ["--target", str(tiny_target), "--draft", "tiny"]
+    with served(pair, tmp_path / "serve.log", environment(home)) as url:
         client = OpenAI(base_url=f"{url}/v1", api_key="none")
         model = client.models.list().data[0].id
         chunks = client.chat.completions.create(

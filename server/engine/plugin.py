@@ -31,6 +31,7 @@ from typing import Any
 import torch
 
 from draftsmith.server.engine.command import FAULTS, REPORT_VARIABLE
+from draftsmith.server.engine.vocabulary import serve_draft_vocabularies
 
 _GREEDY_BELOW = 1e-5  # vLLM's own bound between greedy and random sampling
 _log = logging.getLogger("vllm.draftsmith")
@@ -45,6 +46,7 @@ def register() -> None:
     """
     from vllm.platforms import current_platform
 
+    serve_draft_vocabularies()
     if not current_platform.is_cpu():
         _report(dict.fromkeys(FAULTS, "not needed"))
         return

@@ -1,7 +1,7 @@
 """Three real vLLM engines for the whole session, started side by side.
 
-`identical`: a gateway whose draft is the target itself. `other`: a gateway whose draft is
-another random model. `plain`: the target without a draft.
+`identical`: a gateway whose draft is the target itself. `partial`: a gateway whose draft is the
+target, but may propose every other token only. `plain`: the target without a draft.
 """
 
 from __future__ import annotations
@@ -14,38 +14,42 @@ from pathlib import Path
 
 import pytest
 
+from draftsmith.distill.manifest import write_draft_vocabulary
 from draftsmith.server.engine.command import EngineConfig
 from draftsmith.server.engine.process import EngineProcess
 from tests.server.processes import CONTEXT, GatewayProcess
-from tests.tiny import make_target
+from tests.tiny import VOCAB_SIZE, make_target
 
 
 @dataclass(frozen=True)
 class Models:
     target: Path
+    partial: Path
     other: Path
 
 
 @dataclass(frozen=True)
 class Fleet:
     identical: GatewayProcess
-    other: GatewayProcess
+    partial: GatewayProcess
     plain: EngineProcess
 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     folder = tmp_path_factory.mktemp("models")
-    # The second shares its embedding scale but not its weights: it is accepted now and then.
+    partial = make_target(folder / "partial", max_position_embeddings=CONTEXT)
+    write_draft_vocabulary(partial, list(range(0, VOCAB_SIZE, 2)))
     return Models(
         make_target(folder / "target", max_position_embeddings=CONTEXT),
+        partial,
         make_target(folder / "other", seed=1, max_position_embeddings=CONTEXT),
     )
 
 
 @pytest.fixture(scope="session")
 def fleet(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    homes = [tmp_path_factory.mktemp(name) for name in ("identical", "other", "plain")]
+    homes = [tmp_path_factory.mktemp(name) for name in ("identical", "partial", "plain")]
     config = EngineConfig(
         target=models.target,
         dtype="float32",
@@ -60,12 +64,12 @@ def fleet(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         plain.start()
         identical = GatewayProcess(homes[0], models.target, models.target)
         stack.callback(identical.stop)
-        other = GatewayProcess(homes[1], models.target, models.other)
-        stack.callback(other.stop)
+        partial = GatewayProcess(homes[1], models.target, models.partial)
+        stack.callback(partial.stop)
         identical.wait_ready()
-        other.wait_ready()
+        partial.wait_ready()
         plain.wait_ready(150.0)
-        yield Fleet(identical, other, plain)
+        yield Fleet(identical, partial, plain)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from draftsmith.distill.manifest import Manifest, TargetIdentity, write_manifest
+from draftsmith.distill.manifest import (
+    Manifest,
+    TargetIdentity,
+    write_draft_vocabulary,
+    write_manifest,
+)
 from draftsmith.server.app import create_app
 from draftsmith.server.engine import command
 from draftsmith.server.engine.command import EngineConfig, engine_command, engine_environment
@@ -99,6 +104,9 @@ def test_pairs_that_do_not_match(models: Models, tmp_path: Path) -> None:
     smaller = make_target(tmp_path / "smaller", vocab_size=300)
     with pytest.raises(ValueError, match="vocabulary of"):
         check_pair(smaller, draft)
+    write_draft_vocabulary(smaller, [300])
+    with pytest.raises(ValueError, match="outside of 0 to 299"):
+        check_pair(smaller, smaller)
     (draft / "generation_config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"generation_config\.json"):
         check_pair(models.target, draft)

@@ -66,7 +66,7 @@ def test_killed_engine_is_announced_and_replaced(fleet: Fleet) -> None:
 
 def test_killed_engine_core_is_noticed(fleet: Fleet) -> None:
     """The API server outlives its engine core by some seconds and answers 500 meanwhile."""
-    gateway = fleet.other
+    gateway = fleet.partial
     client = gateway.openai()
     core = next(pid for pid in engine_family(gateway) if "EngineCore" in command_of(pid))
     os.kill(core, signal.SIGKILL)
@@ -95,7 +95,7 @@ def test_killed_gateway_leaves_no_orphan(fleet: Fleet) -> None:
 
 
 def test_sigterm_drains(fleet: Fleet) -> None:
-    gateway = fleet.other
+    gateway = fleet.partial
     gateway.wait_ready()
     client = gateway.openai()
     pids = gateway.family()
