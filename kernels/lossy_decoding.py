@@ -40,9 +40,7 @@ class LossyDecoding:
     effective_responses_G: Tensor
 
 
-def lossy_decoding(
-    responses: Iterable[tuple[Tensor, Tensor]], max_lookahead: int
-) -> LossyDecoding:
+def lossy_decoding(responses: Iterable[tuple[Tensor, Tensor]], max_lookahead: int) -> LossyDecoding:
     """Estimate the lossy decoder's law and speed from text that the target wrote.
 
     Args:

@@ -41,7 +41,8 @@ def test_equals_every_outcome_of_real_decoding(lookahead: int) -> None:
 def test_one_draft_accepts_the_overlap_on_average() -> None:
     pair = random_pair(VOCAB, seed=7)
     mean = sum(
-        probability(pair.p, text) * float(token_survival_TS(log_ratio_T(*log_probabilities(pair, text)), 1)[0, 1])
+        probability(pair.p, text)
+        * float(token_survival_TS(log_ratio_T(*log_probabilities(pair, text)), 1)[0, 1])
         for text in texts(VOCAB, 1)
     )
     assert mean == pytest.approx(float(np.minimum(pair.p(()), pair.q(())).sum()), rel=1e-12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import get_args
 
@@ -80,7 +81,7 @@ def test_more_lenience_accepts_more_and_strays_further() -> None:
     p_CV, q_CV = rows()
     token_C = torch.zeros(len(p_CV), dtype=torch.long)
     found = [lossy_stats(Lenience(e), p_CV, q_CV, token_C) for e in (1.0, 0.8, 0.4, 0.1)]
-    for stricter, laxer in zip(found, found[1:], strict=False):
+    for stricter, laxer in itertools.pairwise(found):
         assert bool((laxer.accept_N >= stricter.accept_N).all())
         assert bool((laxer.tvd_N >= stricter.tvd_N - 1e-15).all())
     assert float(found[-1].tvd_N.mean()) > 0.1

@@ -89,8 +89,7 @@ def test_lenience_one_is_exact_decoding() -> None:
     drawn = [text * 5 for text in texts(VOCAB, LENGTH)[::9]]
     found = lossy_decoding([ratios(Lenience(1.0), pair, text) for text in drawn], lookahead)
     exact = expected_calls(
-        token_survival_TS(log_ratio_T(*log_probabilities(pair, text)), lookahead)
-        for text in drawn
+        token_survival_TS(log_ratio_T(*log_probabilities(pair, text)), lookahead) for text in drawn
     )
     assert float(found.total_variation_G.max()) < 1e-13
     tau_G = torch.tensor(list(exact.block_efficiency.values()), dtype=torch.float64)
