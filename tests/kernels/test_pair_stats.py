@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from draftsmith.kernels.linear import fused_linear_divergence
-from draftsmith.kernels.lossy import Lenience, TypicalAcceptance, lossy_stats
+from draftsmith.kernels.lossy import Lenience, LossyRule, TypicalAcceptance, lossy_stats
 from draftsmith.kernels.pair_stats import PairStats, nucleus_NV, pair_stats
 from draftsmith.kernels.signal import HiddenSignal, LogitsSignal
 
@@ -38,7 +38,7 @@ def test_definitions(temperature: float, top_p: float) -> None:
     p = (target.dense_NV / temperature).softmax(-1)
     served = nucleus_NV(p, top_p)
     rows = torch.arange(COUNT)
-    rules = [Lenience(0.5), TypicalAcceptance()]
+    rules: list[LossyRule] = [Lenience(0.5), TypicalAcceptance()]
     stats = pair_stats(
         draft, target, token, temperature=temperature, top_p=top_p, lossy_rules=rules
     )
@@ -87,7 +87,7 @@ def test_float32_stays_near_float64_on_peaked_logits() -> None:
     generator = torch.Generator().manual_seed(8)
     draft, target = 12 * torch.randn(2, 16, 5000, dtype=torch.float64, generator=generator)
     token = target.argmax(-1)
-    rules = [Lenience(0.5), TypicalAcceptance()]
+    rules: list[LossyRule] = [Lenience(0.5), TypicalAcceptance()]
     exact = pair_stats(LogitsSignal(draft), LogitsSignal(target), token, lossy_rules=rules)
     rough = pair_stats(
         LogitsSignal(draft.float()), LogitsSignal(target.float()), token, lossy_rules=rules
@@ -173,10 +173,13 @@ def test_hidden_states_of_other_widths_give_the_same() -> None:
     target = HiddenSignal(
         torch.randn(COUNT, 8, generator=generator), torch.randn(VOCAB, 8, generator=generator)
     )
-    dense = [LogitsSignal(one.hidden_NG @ one.head_VG.T) for one in (draft, target)]
+    dense_draft, dense_target = (
+        LogitsSignal(one.hidden_NG @ one.head_VG.T) for one in (draft, target)
+    )
     token = torch.arange(COUNT)
     torch.testing.assert_close(
-        tensors(pair_stats(draft, target, token)), tensors(pair_stats(*dense, token))
+        tensors(pair_stats(draft, target, token)),
+        tensors(pair_stats(dense_draft, dense_target, token)),
     )
 
 
@@ -199,5 +202,6 @@ def test_hidden_states_of_other_widths_give_the_same() -> None:
 )
 def test_wrong_use_is_refused(change: dict[str, Any], message: str) -> None:
     draft, target, token = pair()
+    arguments: dict[str, Any] = {"draft": draft, "target": target, "token_N": token} | change
     with pytest.raises(ValueError, match=message):
-        pair_stats(**({"draft": draft, "target": target, "token_N": token} | change))
+        pair_stats(**arguments)
