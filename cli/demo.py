@@ -54,7 +54,6 @@ def demo(
         temperature=recipe.evaluate.temperature,
         top_p=recipe.evaluate.top_p,
         num_speculative_tokens=recipe.evaluate.num_speculative_tokens,
-        gamma_max=recipe.evaluate.gamma_max,
     )
     drafts = {"before": run.initial, "after": run.draft}
     report = evaluate_drafts(target, drafts, workload, home, on_stage=say)

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from draftsmith.cli.evaluation import Report, Workload, evaluate_drafts
+from draftsmith.cli.evaluation import MAX_LOOKAHEAD, Report, Workload, evaluate_drafts
 from draftsmith.cli.resolve import resolve_model
 from draftsmith.distill.prompts import load_prompts
 from draftsmith.server.home import Home
@@ -25,7 +25,12 @@ def evaluate(
     temperature: Annotated[float, typer.Option(min=0.0, help="Of serving; 0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0.01, max=1.0)] = 1.0,
     gamma_max: Annotated[
-        int, typer.Option(min=1, max=16, help="Give exact figures for lookaheads up to this.")
+        int,
+        typer.Option(
+            min=1,
+            max=MAX_LOOKAHEAD,
+            help="Show exact figures for lookaheads up to this; the report has all up to 16.",
+        ),
     ] = 8,
     num_speculative_tokens: Annotated[
         int, typer.Option("--num-speculative-tokens", "-k", min=1, help="K of the measured engine.")
@@ -37,8 +42,8 @@ def evaluate(
     """Measure a draft: three acceptance rates, block efficiency, and speed against no draft.
 
     The target is served by vLLM twice, alone and with the draft, and both answer every prompt in
-    turn. Acceptance is computed exactly from the answers, for every lookahead, and block
-    efficiency is also measured by the engine's own counters.
+    turn. Acceptance is computed exactly from the answers, for every lookahead and verification
+    rule, and block efficiency is also measured by the engine's own counters.
 
     Example:
 
@@ -54,13 +59,12 @@ def evaluate(
         temperature=temperature,
         top_p=top_p,
         num_speculative_tokens=num_speculative_tokens,
-        gamma_max=gamma_max,
     )
     console = Console(highlight=False)
     drafts = {Path(draft).name: draft_folder}
     report = evaluate_drafts(target_folder, drafts, workload, home, on_stage=say)
     console.print(report_table(report))
-    console.print(lookahead_table(report))
+    console.print(lookahead_table(report, gamma_max))
     if output is not None:
         output.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
@@ -111,14 +115,23 @@ def report_table(report: Report) -> Table:
     return table
 
 
-def lookahead_table(report: Report) -> Table:
-    """Exact block efficiency for every lookahead."""
+def lookahead_table(report: Report, gamma_max: int) -> Table:
+    """Exact block efficiency for lookaheads up to this, by each way to draft and to verify.
+
+    At temperature 0 all of them are the same.
+    """
     table = Table(title="Exact tokens a target call by lookahead K", title_justify="left")
     table.add_column("draft")
-    lookaheads = next(iter(report.drafts.values())).acceptance["block_efficiency"]
-    for lookahead in lookaheads:
+    for lookahead in range(1, gamma_max + 1):
         table.add_column(str(lookahead), justify="right")
+    ways = {"": "block_efficiency"}
+    if report.temperature > 0:
+        ways |= {
+            "  block rule": "block_efficiency_block_rule",
+            "  greedy draft": "block_efficiency_greedy_draft",
+        }
     for name, draft in report.drafts.items():
-        values = draft.acceptance["block_efficiency"].values()
-        table.add_row(name, *(f"{value:.2f}" for value in values))
+        for way, field in ways.items():
+            values = list(draft.acceptance[field].values())[:gamma_max]
+            table.add_row(way or name, *(f"{value:.2f}" for value in values))
     return table

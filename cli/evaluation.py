@@ -22,6 +22,8 @@ from draftsmith.server.pair import check_pair
 
 PLAIN = "plain"
 """Name of the engine that serves the target alone."""
+MAX_LOOKAHEAD = 16
+"""The report has exact figures for all lookaheads up to this."""
 _KV_CACHE_BYTES = 512 * 2**20
 
 
@@ -34,12 +36,11 @@ class Workload:
     temperature: float
     top_p: float
     num_speculative_tokens: int
-    gamma_max: int
 
 
 class DraftReport(BaseModel):
-    """One draft. `acceptance` is exact, from one pass over the target's own answers;
-    `block_efficiency` and tokens a second were measured in vLLM."""
+    """One draft. `acceptance` is exact, from one pass over the target's own answers (its fields:
+    `distill.evaluate.Acceptance`); all else was measured in vLLM."""
 
     acceptance: dict[str, Any]
     block_efficiency: float
@@ -149,8 +150,8 @@ def _draft_reports(
     section = EvaluateSection(
         temperature=workload.temperature,
         top_p=workload.top_p,
-        gamma_max=workload.gamma_max,
-        num_speculative_tokens=min(workload.num_speculative_tokens, workload.gamma_max),
+        gamma_max=MAX_LOOKAHEAD,
+        num_speculative_tokens=min(workload.num_speculative_tokens, MAX_LOOKAHEAD),
     )
     reports = {}
     for name, acceptance in offline.acceptance(drafts, section).items():

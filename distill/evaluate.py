@@ -1,7 +1,8 @@
 """How often would the target accept the student's tokens? Exact, from text that the target wrote.
 
 One pass of both models over held-out answers gives the three acceptance rates that differ in
-practice and, by the recursion of `kernels.acceptance`, the block efficiency of every lookahead.
+practice and, by the recursion of `kernels.expected_calls`, the block efficiency of every
+lookahead under each verification rule.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from pydantic import BaseModel
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from draftsmith.distill import distributed
@@ -21,7 +24,9 @@ from draftsmith.distill.progress import track
 from draftsmith.distill.recipe import EvaluateSection
 from draftsmith.distill.teacher import Teacher
 from draftsmith.distill.vocabulary import DraftHead, DraftSignal, head_rows, restrict_signal
-from draftsmith.kernels.acceptance import acceptance_probability_T, block_efficiency
+from draftsmith.kernels.acceptance import greedy_log_ratio_T, log_ratio_T, token_survival_TS
+from draftsmith.kernels.block_rule import block_survival_TS
+from draftsmith.kernels.expected_calls import expected_calls
 from draftsmith.kernels.pair_stats import PairStats, pair_stats
 from draftsmith.kernels.signal import HiddenSignal
 
@@ -29,23 +34,47 @@ from draftsmith.kernels.signal import HiddenSignal
 class Acceptance(BaseModel):
     """Agreement of a draft with its target on text sampled from the target.
 
-    alpha_overlap: mean of sum min(p, q): acceptance with probabilistic drafting. At temperature 0
-        it is given for temperature 1, where `alpha_temperature` says so.
-    alpha_greedy_draft: mean of p(argmax q): acceptance when drafting greedily.
+    Means over tokens. Those that need a temperature are given for 1 where `temperature` is 0, as
+    `alpha_temperature` says.
+
+    alpha_overlap: sum min(p, q), acceptance with probabilistic drafting.
+    alpha_greedy_draft: p(argmax q), acceptance when drafting greedily.
     alpha_argmax: share of target tokens that are the draft's argmax: acceptance at temperature 0.
-    forward_kl: KL(target || draft) in nats a token, over the tokens that the draft may propose.
-    block_efficiency: expected tokens a target call for each lookahead, at `temperature`.
+    forward_kl, reverse_kl: KL(target || draft), over the tokens that the draft may propose, and
+        KL(draft || target), in nats a token.
+    tvd: total variation between target and draft, a token.
+    entropy_target, entropy_draft: in nats a token.
+
+    Expectations of speculative decoding at `temperature`:
+
+    block_efficiency: tokens a target call for each lookahead, by the token rule.
+    block_efficiency_block_rule: the same when drafts are verified as a block.
+    block_efficiency_greedy_draft: the same, by either rule, when drafting greedily.
+    acceptance_per_position: share of target calls whose first 1, 2, ... drafts are accepted, by
+        the token rule with `num_speculative_tokens` drafts.
+
+    tokens_outside_top_p: tokens of the answers that `top_p` would have ruled out, by rounding or
+        because the answers were sampled otherwise. They count as refused.
     """
 
     temperature: float
     top_p: float
+    num_speculative_tokens: int
     alpha_temperature: float
     alpha_overlap: float
     alpha_greedy_draft: float
     alpha_argmax: float
     forward_kl: float
+    reverse_kl: float
+    tvd: float
+    entropy_target: float
+    entropy_draft: float
     block_efficiency: dict[int, float]
+    block_efficiency_block_rule: dict[int, float]
+    block_efficiency_greedy_draft: dict[int, float]
+    acceptance_per_position: list[float]
     tokens: int
+    tokens_outside_top_p: int
     responses: int
 
 
@@ -78,44 +107,27 @@ def evaluate(
     Args:
         label: shown on a progress bar; none is shown without it.
     """
-    alpha_temperature = section.temperature or 1.0
-    accepts: list[list[float]] = []
-    sums = torch.zeros(5, dtype=torch.float64)
+    sums = torch.zeros(len(_MEANS) + 2, dtype=torch.float64)
+    responses: list[_Response] = []
     with track(label, len(heldout.batches) if label else 0) as bar:
         for batch, signal in zip(heldout.batches, heldout.signals, strict=True):
-            stats = _pair_stats(student, batch, signal, alpha_temperature, section.top_p)
-            matches_N = (stats.draft_argmax_N == batch.labels_N).double()
-            sums += torch.stack(
-                [
-                    stats.overlap_N.sum().double(),
-                    stats.p_draft_argmax_N.sum().double(),
-                    matches_N.sum(),
-                    stats.forward_kl_N.sum().double(),
-                    torch.tensor(len(matches_N), dtype=torch.float64),
-                ]
-            ).cpu()
-            accept_N = matches_N
-            if section.temperature > 0:
-                accept_N = acceptance_probability_T(stats.log_p_N, stats.log_q_N)
-            accepts += _split_by_response(accept_N, batch)
+            temperature = section.temperature or 1.0
+            stats = _pair_stats(student, batch, signal, temperature, section.top_p)
+            sums += _sums(stats, batch.labels_N)
+            responses += _responses(stats, batch, section.temperature)
             bar.advance()
     distributed.sum_over_processes(sums)
-    gathered = [accept for part in distributed.gather_objects(accepts) for accept in part]
-    count = sums[4].item()
-    overlap, greedy_draft, argmax, forward_kl = (sums[:4] / count).tolist()
+    gathered = [one for part in distributed.gather_objects(responses) for one in part]
+    *totals, outside, tokens = sums.tolist()
     return Acceptance(
         temperature=section.temperature,
         top_p=section.top_p,
-        alpha_temperature=alpha_temperature,
-        alpha_overlap=overlap,
-        alpha_greedy_draft=greedy_draft,
-        alpha_argmax=argmax,
-        forward_kl=forward_kl,
-        block_efficiency={
-            lookahead: block_efficiency(gathered, lookahead)
-            for lookahead in range(1, section.gamma_max + 1)
-        },
-        tokens=int(count),
+        num_speculative_tokens=section.num_speculative_tokens,
+        alpha_temperature=section.temperature or 1.0,
+        **{name: total / tokens for name, total in zip(_MEANS, totals, strict=True)},
+        **_decoding(gathered, section),
+        tokens=int(tokens),
+        tokens_outside_top_p=int(outside),
         responses=len(gathered),
     )
 
@@ -141,6 +153,61 @@ def _pair_stats(
     return replace(stats, forward_kl_N=within.forward_kl_N)
 
 
-def _split_by_response(accept_N: torch.Tensor, batch: Batch) -> list[list[float]]:
+@dataclass(frozen=True)
+class _Response:
+    """log(q / p) of each token, for a draft that samples as served and for a greedy one."""
+
+    log_ratio_T: Tensor
+    greedy_log_ratio_T: Tensor
+
+
+_MEANS = (
+    "alpha_overlap",
+    "alpha_greedy_draft",
+    "alpha_argmax",
+    "forward_kl",
+    "reverse_kl",
+    "tvd",
+    "entropy_target",
+    "entropy_draft",
+)
+
+
+def _sums(stats: PairStats, labels_N: Tensor) -> Tensor:
+    """Sums over tokens in the order of `_MEANS`, then tokens outside top-p, then tokens."""
+    values = (
+        stats.overlap_N,
+        stats.p_draft_argmax_N,
+        stats.draft_argmax_N == labels_N,
+        stats.forward_kl_N,
+        stats.reverse_kl_N,
+        stats.tvd_N,
+        stats.entropy_p_N,
+        stats.entropy_q_N,
+        stats.log_p_N.isneginf(),
+        torch.ones_like(labels_N),
+    )
+    return torch.stack([value_N.double().sum() for value_N in values]).cpu()
+
+
+def _responses(stats: PairStats, batch: Batch, temperature: float) -> list[_Response]:
+    greedy_N = greedy_log_ratio_T(batch.labels_N, stats.draft_argmax_N)
+    ratio_N = log_ratio_T(stats.log_p_N, stats.log_q_N) if temperature > 0 else greedy_N
     lengths = batch.predicts_BT.sum(-1).tolist()
-    return [part.tolist() for part in accept_N.double().cpu().split(lengths)]
+    parts = zip(ratio_N.split(lengths), greedy_N.split(lengths), strict=True)
+    return [_Response(ratio_T.clone(), greedy_T.clone()) for ratio_T, greedy_T in parts]
+
+
+def _decoding(responses: Sequence[_Response], section: EvaluateSection) -> dict[str, Any]:
+    gamma_max = section.gamma_max
+    sampled = expected_calls(token_survival_TS(one.log_ratio_T, gamma_max) for one in responses)
+    block = expected_calls(block_survival_TS(one.log_ratio_T, gamma_max) for one in responses)
+    greedy = expected_calls(
+        token_survival_TS(one.greedy_log_ratio_T, gamma_max) for one in responses
+    )
+    return {
+        "block_efficiency": sampled.block_efficiency,
+        "block_efficiency_block_rule": block.block_efficiency,
+        "block_efficiency_greedy_draft": greedy.block_efficiency,
+        "acceptance_per_position": sampled.acceptance_per_position(section.num_speculative_tokens),
+    }

@@ -44,6 +44,9 @@ def test_tiny_walk(tmp_path: Path, tiny_target: Path) -> None:
     assert 1 <= report["block_efficiency"] <= 4
     # The engine counts the last block of an answer whole, however short the answer's end cuts it.
     assert report["block_efficiency"] == pytest.approx(exact, rel=0.15)
+    assert list(report["acceptance"]["block_efficiency_block_rule"]) == [
+        str(lookahead) for lookahead in range(1, 17)
+    ]
     assert report["same_answers"] == 1.0, "float32 speculation must not change a greedy token"
     assert report["gaps_at_first_difference"] == []
 

@@ -13,7 +13,9 @@ from draftsmith.distill.models import load_model
 from draftsmith.distill.recipe import EvaluateSection
 from draftsmith.distill.sampling import Sampling, generate
 from draftsmith.distill.teacher import Teacher
-from draftsmith.kernels.acceptance import block_efficiency
+from draftsmith.kernels.acceptance import token_survival_TS
+from draftsmith.kernels.block_rule import block_survival_TS
+from draftsmith.kernels.expected_calls import expected_calls
 from tests.tiny import make_target
 
 PROMPTS = [[1, 80, 81, 82], [5, 6], [9, 8, 7, 6, 5, 4, 3]]
@@ -46,18 +48,23 @@ def test_identical_draft_is_always_accepted(target: Teacher, temperature: float)
     result = evaluate(target.model, heldout, section)
     assert result.alpha_overlap == pytest.approx(1.0, abs=1e-5)
     assert result.forward_kl == pytest.approx(0.0, abs=1e-6)
+    assert result.tvd == pytest.approx(0.0, abs=1e-5)
+    assert result.entropy_draft == pytest.approx(result.entropy_target)
+    assert result.tokens_outside_top_p == 0
+    assert result.acceptance_per_position == pytest.approx([1.0] * 3, abs=1e-4)
     if temperature == 0:
         assert result.alpha_argmax == 1.0
     blocks = [len(example.response) for example in answered(target, temperature)]
     calls = sum(-(-length // 5) for length in blocks)
     assert result.block_efficiency[4] == pytest.approx(sum(blocks) / calls, rel=1e-4)
+    assert result.block_efficiency_block_rule[4] == pytest.approx(sum(blocks) / calls, rel=1e-4)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_equals_brute_force(target: Teacher, other: Teacher, temperature: float) -> None:
     examples = answered(target, temperature)
     scale = temperature or 1.0
-    overlaps, greedy, agree, accepts = [], [], [], []
+    overlaps, greedy, agree, entropies, ratios = [], [], [], [], []
     for example in examples:
         tokens = torch.tensor([example.prompt + example.response])
         rows = slice(len(example.prompt) - 1, -1)
@@ -67,15 +74,37 @@ def test_equals_brute_force(target: Teacher, other: Teacher, temperature: float)
         index = torch.arange(len(label))
         overlaps += torch.minimum(p, q).sum(-1).tolist()
         greedy += p[index, q.argmax(-1)].tolist()
-        agree += (q.argmax(-1) == label).double().tolist()
-        ratio = (q[index, label] / p[index, label]).clamp(max=1)
-        accepts.append((ratio if temperature else (q.argmax(-1) == label).double()).tolist())
+        agree.append((q.argmax(-1) == label).double())
+        entropies += (-(p * p.log()).sum(-1)).tolist()
+        ratios.append((q[index, label] / p[index, label]).log().detach())
+    greedy_ratios = [one.log() for one in agree]
+    served = ratios if temperature else greedy_ratios
 
     heldout = prepare_heldout(target, examples, 2, batch_size=2)
     result = evaluate(other.model, heldout, EvaluateSection(temperature=temperature))
     assert result.tokens == len(overlaps)
     assert result.alpha_overlap == pytest.approx(sum(overlaps) / len(overlaps), rel=1e-4)
+    assert result.tvd == pytest.approx(1 - result.alpha_overlap, rel=1e-4)
     assert result.alpha_greedy_draft == pytest.approx(sum(greedy) / len(greedy), rel=1e-4)
-    assert result.alpha_argmax == pytest.approx(sum(agree) / len(agree))
-    for lookahead, tau in result.block_efficiency.items():
-        assert tau == pytest.approx(block_efficiency(accepts, lookahead), rel=1e-4)
+    assert result.alpha_argmax == pytest.approx(float(torch.cat(agree).mean()))
+    assert result.entropy_target == pytest.approx(sum(entropies) / len(entropies), rel=1e-4)
+    token = expected_calls(token_survival_TS(one, 8) for one in served)
+    assert result.block_efficiency == pytest.approx(token.block_efficiency, rel=1e-4)
+    assert result.acceptance_per_position == pytest.approx(
+        token.acceptance_per_position(3), rel=1e-3
+    )
+    block = expected_calls(block_survival_TS(one, 8) for one in served)
+    assert result.block_efficiency_block_rule == pytest.approx(block.block_efficiency, rel=1e-4)
+    drafted = expected_calls(token_survival_TS(one, 8) for one in greedy_ratios)
+    assert result.block_efficiency_greedy_draft == pytest.approx(drafted.block_efficiency)
+
+
+def test_tokens_that_top_p_rules_out_are_counted_as_refused(target: Teacher) -> None:
+    """Answers sampled without top-p, judged as if a server had used it."""
+    section = EvaluateSection(temperature=1.0, top_p=0.3)
+    heldout = prepare_heldout(target, answered(target, 1.0), 2, batch_size=2)
+    result = evaluate(target.model, heldout, section)
+    assert 0 < result.tokens_outside_top_p < result.tokens
+    whole = evaluate(target.model, heldout, EvaluateSection(temperature=1.0))
+    assert whole.tokens_outside_top_p == 0
+    assert result.block_efficiency[8] < whole.block_efficiency[8]

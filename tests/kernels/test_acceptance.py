@@ -1,101 +1,103 @@
-"""The recursion against closed forms, brute force, and simulated speculative decoding."""
+"""The token rule, judged against every outcome of real speculative decoding."""
 
 from __future__ import annotations
 
-import itertools
+import math
 
+import numpy as np
 import pytest
 import torch
 
-from draftsmith.kernels.acceptance import (
-    acceptance_probability_T,
-    block_efficiency,
-    expected_target_calls,
+from draftsmith.kernels.acceptance import greedy_log_ratio_T, log_ratio_T, token_survival_TS
+from draftsmith.kernels.expected_calls import expected_calls
+from tests.kernels.speculation import (
+    Pair,
+    Prefix,
+    decode,
+    log_probabilities,
+    markov_pair,
+    probability,
+    random_pair,
+    texts,
+    token_rule,
 )
 
-
-def test_no_acceptance_means_one_call_a_token() -> None:
-    assert expected_target_calls([0.0] * 17, 5) == 17
+LENGTH, VOCAB = 4, 3
 
 
-@pytest.mark.parametrize("lookahead", [0, 1, 3, 8])
-def test_full_acceptance_means_lookahead_plus_one_tokens_a_call(lookahead: int) -> None:
-    assert block_efficiency([[1.0] * (lookahead + 1) * 6], lookahead) == lookahead + 1
+@pytest.mark.parametrize("lookahead", [1, 2, 3])
+def test_equals_every_outcome_of_real_decoding(lookahead: int) -> None:
+    """For each single text: probability as if there were no draft, and calls as computed."""
+    pair = random_pair(VOCAB, seed=lookahead)
+    decoded = decode(pair, LENGTH, lookahead, token_rule)
+    assert len(decoded) == VOCAB**LENGTH
+    for text, (chance, calls) in decoded.items():
+        assert chance == pytest.approx(probability(pair.p, text), rel=1e-12)
+        survival_TS = token_survival_TS(log_ratio_T(*log_probabilities(pair, text)), 3)
+        computed = expected_calls([survival_TS]).calls_G[lookahead - 1]
+        assert float(computed) == pytest.approx(calls, rel=1e-12)
 
 
-def test_equal_acceptance_tends_to_the_iid_formula() -> None:
-    alpha, lookahead = 0.7, 4
-    iid = (1 - alpha ** (lookahead + 1)) / (1 - alpha)
-    assert block_efficiency([[alpha] * 20_000], lookahead) == pytest.approx(iid, rel=1e-4)
+def test_one_draft_accepts_the_overlap_on_average() -> None:
+    pair = random_pair(VOCAB, seed=7)
+    mean = sum(
+        probability(pair.p, text)
+        * float(token_survival_TS(log_ratio_T(*log_probabilities(pair, text)), 1)[0, 1])
+        for text in texts(VOCAB, 1)
+    )
+    assert mean == pytest.approx(float(np.minimum(pair.p(()), pair.q(())).sum()), rel=1e-12)
 
 
-def test_equals_enumeration_of_every_outcome() -> None:
-    accept, lookahead = [0.9, 0.2, 0.6, 0.5, 0.8], 2
-    expected = 0.0
-    for outcome in itertools.product([True, False], repeat=len(accept)):
-        chance = 1.0
-        for taken, a in zip(outcome, accept, strict=True):
-            chance *= a if taken else 1 - a
-        calls = position = 0
-        while position < len(accept):
-            calls += 1
-            drafted = 0
-            while drafted < lookahead and (position >= len(accept) or outcome[position]):
-                drafted, position = drafted + 1, position + 1
-            position += 1
-        expected += chance * calls
-    assert expected_target_calls(accept, lookahead) == pytest.approx(expected, rel=1e-12)
+def test_greedy_ratio_is_agreement() -> None:
+    log_ratio = greedy_log_ratio_T(torch.tensor([4, 2, 7]), torch.tensor([4, 3, 7]))
+    assert log_ratio.tolist() == [0.0, -math.inf, 0.0]
+    survival = token_survival_TS(log_ratio, 2)
+    assert survival.tolist() == [[1, 1, 0], [1, 0, 0], [1, 1, 1]]
 
 
-def test_equals_simulated_speculative_decoding() -> None:
-    """A Markov pair decoded by the real accept/reject rule takes as many target calls as the
-    recursion says from text sampled by the target alone."""
-    generator = torch.manual_seed(5)
-    vocab, lookahead, length, runs = 12, 3, 30, 600
-    p = torch.distributions.Dirichlet(torch.full((vocab,), 0.4)).sample((vocab,))
-    q = 0.5 * p + 0.5 * torch.distributions.Dirichlet(torch.full((vocab,), 0.4)).sample((vocab,))
+def test_greedy_drafts_of_a_sampled_target_are_accepted_where_they_are_the_token() -> None:
+    """A draft that proposes its argmax is a draft whose q is a point mass."""
+    sampled = markov_pair(VOCAB, seed=2)
 
-    def draw(row: torch.Tensor) -> int:
-        return int(torch.multinomial(row, 1, generator=generator))
+    def point_mass(prefix: Prefix) -> np.ndarray:
+        return np.eye(VOCAB)[sampled.q(prefix).argmax()]
 
-    def simulate() -> int:
-        text, calls = [0], 0
-        while len(text) <= length:
-            calls += 1
-            for _ in range(lookahead):
-                current = text[-1]
-                token = draw(q[current])
-                if torch.rand((), generator=generator) < p[current, token] / q[current, token]:
-                    text.append(token)
-                    continue
-                text.append(draw((p[current] - q[current]).clamp(min=0)))
-                break
-            else:
-                text.append(draw(p[text[-1]]))
-        return calls
-
-    def predict() -> float:
-        text, accept = [0], []
-        for _ in range(length):
-            current = text[-1]
-            token = draw(p[current])
-            accept.append(min(1.0, float(q[current, token] / p[current, token])))
-            text.append(token)
-        return expected_target_calls(accept, lookahead)
-
-    simulated = torch.tensor([simulate() for _ in range(runs)], dtype=torch.float64)
-    predicted = torch.tensor([predict() for _ in range(runs)], dtype=torch.float64)
-    error = (simulated.var() / runs + predicted.var() / runs).sqrt()
-    assert abs(simulated.mean() - predicted.mean()) < 4 * error
+    pair = Pair(VOCAB, sampled.p, point_mass)
+    for text, (chance, calls) in decode(pair, LENGTH, 2, token_rule).items():
+        assert chance == pytest.approx(probability(pair.p, text), rel=1e-12)
+        argmax = torch.tensor([int(point_mass(text[:t]).argmax()) for t in range(LENGTH)])
+        survival_TS = token_survival_TS(greedy_log_ratio_T(torch.tensor(text), argmax), 2)
+        assert float(expected_calls([survival_TS]).calls_G[1]) == pytest.approx(calls, rel=1e-12)
 
 
-def test_acceptance_probability_is_capped_ratio() -> None:
-    log_p, log_q = torch.tensor([0.5, 0.2]).log(), torch.tensor([0.25, 0.4]).log()
-    torch.testing.assert_close(acceptance_probability_T(log_p, log_q), torch.tensor([0.5, 1.0]))
+def test_a_token_that_the_target_cannot_write_is_refused() -> None:
+    log_p_T = torch.tensor([-1.0, -math.inf, -math.inf])
+    log_q_T = torch.tensor([-0.5, -1.0, -math.inf])
+    assert log_ratio_T(log_p_T, log_q_T).tolist() == [0.5, -math.inf, -math.inf]
+
+
+@pytest.mark.parametrize(
+    ("log_p_T", "log_q_T", "message"),
+    [
+        (torch.tensor([0.5]), torch.tensor([-1.0]), "log_p_T must hold log-prob"),
+        (torch.tensor([-1.0]), torch.tensor([math.nan]), "log_q_T must hold log-prob"),
+        (torch.zeros(1, 1), torch.zeros(1), "log_p_T must have one dimension"),
+        (torch.zeros(2), torch.zeros(3), "log_p_T has 2 tokens and log_q_T 3"),
+    ],
+)
+def test_wrong_log_probabilities_are_refused(
+    log_p_T: torch.Tensor, log_q_T: torch.Tensor, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        log_ratio_T(log_p_T, log_q_T)
 
 
 def test_wrong_use_is_refused() -> None:
-    with pytest.raises(ValueError, match="negative"):
-        expected_target_calls([0.5], -1)
-    with pytest.raises(ValueError, match="at least one token"):
-        block_efficiency([[]], 2)
+    with pytest.raises(ValueError, match="lookahead must be at least 1"):
+        token_survival_TS(torch.zeros(3), 0)
+    with pytest.raises(ValueError, match="log_ratio_T must not hold NaN"):
+        token_survival_TS(torch.tensor([math.inf]), 2)
+    with pytest.raises(ValueError, match="log_ratio_T must have one dimension"):
+        token_survival_TS(torch.zeros(3, 1), 2)
+    with pytest.raises(ValueError, match="draft_argmax_T"):
+        greedy_log_ratio_T(torch.zeros(2), torch.zeros(3))
