@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 from draftsmith.distill.manifest import write_draft_vocabulary
+from draftsmith.distill.models import load_tokenizer
 from draftsmith.server.engine.command import EngineConfig
 from draftsmith.server.engine.process import EngineProcess
 from tests.server.processes import CONTEXT, GatewayProcess
-from tests.tiny import VOCAB_SIZE, make_target
+from tests.tiny import make_target
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Fleet:
 def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     folder = tmp_path_factory.mktemp("models")
     partial = make_target(folder / "partial", max_position_embeddings=CONTEXT)
-    write_draft_vocabulary(partial, list(range(0, VOCAB_SIZE, 2)))
+    write_draft_vocabulary(partial, list(range(0, len(load_tokenizer(partial)), 2)))
     return Models(
         make_target(folder / "target", max_position_embeddings=CONTEXT),
         partial,
