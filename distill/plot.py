@@ -11,7 +11,7 @@ _SMOOTHING = 20  # steps in the moving average drawn over the raw loss
 
 
 def plot_curves(metrics: Path, output: Path, lookahead: int) -> None:
-    """Draw `metrics.jsonl` as a PNG of two panels, with block efficiency at `lookahead`."""
+    """Draw `metrics.jsonl` as a PNG of three panels, with block efficiency at `lookahead`."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -20,9 +20,10 @@ def plot_curves(metrics: Path, output: Path, lookahead: int) -> None:
     records = read_metrics(metrics)
     steps = [record for record in records if record["kind"] == "train"]
     evaluations = [record for record in records if record["kind"] == "evaluation"]
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
     _plot_loss(left, steps)
-    _plot_acceptance(right, evaluations, lookahead)
+    _plot_acceptance(middle, evaluations)
+    _plot_block_efficiency(right, evaluations, lookahead)
     figure.savefig(output, dpi=120)
     pyplot.close(figure)
 
@@ -37,11 +38,11 @@ def _plot_loss(axes: Any, steps: list[dict[str, Any]]) -> None:
     axes.plot(x, loss, color="tab:blue", alpha=0.25, linewidth=0.8)
     axes.plot(x, smooth, color="tab:blue", label=f"mean of {_SMOOTHING} steps")
     axes.set(xlabel="step", ylabel="divergence, nats a token", title="Training loss")
+    axes.set_yscale("log")  # the first steps would hide all others
     axes.legend(frameon=False)
-    axes.set_ylim(bottom=0)
 
 
-def _plot_acceptance(axes: Any, evaluations: list[dict[str, Any]], lookahead: int) -> None:
+def _plot_acceptance(axes: Any, evaluations: list[dict[str, Any]]) -> None:
     x = [record["step"] for record in evaluations]
     lines = {
         "alpha_argmax": "argmax agrees",
@@ -52,8 +53,11 @@ def _plot_acceptance(axes: Any, evaluations: list[dict[str, Any]], lookahead: in
         axes.plot(x, [record[field] for record in evaluations], marker="o", label=label)
     axes.set(xlabel="step", ylabel="acceptance rate", title="Held-out acceptance", ylim=(0, 1))
     axes.legend(frameon=False, loc="upper left")
-    tau = axes.twinx()
+
+
+def _plot_block_efficiency(axes: Any, evaluations: list[dict[str, Any]], lookahead: int) -> None:
+    x = [record["step"] for record in evaluations]
     values = [record["block_efficiency"][str(lookahead)] for record in evaluations]
-    tau.plot(x, values, color="black", linestyle="--", marker="s", markersize=4)
-    tau.set_ylabel(f"tokens a target call at lookahead {lookahead} (dashed)")
-    tau.set_ylim(bottom=1)
+    axes.plot(x, values, color="black", marker="s")
+    title = f"Held-out block efficiency, K = {lookahead}"
+    axes.set(xlabel="step", ylabel="tokens a target call", title=title, ylim=(1, lookahead + 1))
