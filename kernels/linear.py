@@ -19,7 +19,7 @@ from draftsmith.kernels.checks import check_shapes, check_values, common_vocabul
 from draftsmith.kernels.chunks import Needs, Student, run_chunks
 from draftsmith.kernels.dispatch import check_backend, row_function
 from draftsmith.kernels.objective import Objective
-from draftsmith.kernels.planner import chunk_rows
+from draftsmith.kernels.planner import tiling
 from draftsmith.kernels.signal import HiddenSignal, LogitsSignal, SparseSignal, Teacher
 
 CHUNK_BYTES = 64 * 2**20
@@ -142,12 +142,11 @@ def _fused_linear_divergence(
     student = Student(
         hidden_NH.to(compute_dtype),
         head_VH[:vocab].to(compute_dtype),
+        head_VH[:vocab],
         None if bias_V is None else bias_V[:vocab],
     )
-    itemsize = compute_dtype.itemsize
-    if isinstance(teacher, HiddenSignal):
-        itemsize += teacher.hidden_NG.element_size()
-    device = hidden_NH.device
+    projected = teacher.hidden_NG.element_size() if isinstance(teacher, HiddenSignal) else 0
+    size, device = compute_dtype.itemsize, hidden_NH.device
     result = run_chunks(
         student,
         teacher,
@@ -155,7 +154,7 @@ def _fused_linear_divergence(
         label_N,
         objective,
         row_function(backend, device, compute_dtype, vocab),
-        chunk_rows(len(weight_N), vocab, itemsize, device.type, chunk_bytes),
+        tiling(len(weight_N), vocab, size, projected, device.type, chunk_bytes),
         Needs(*needs),
     )
     return (

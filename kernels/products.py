@@ -13,14 +13,21 @@ _CPU_PART_BYTES = 4 * 2**20
 
 
 class HeadGradient:
-    """Accumulates sum over chunks of gradient_CV^T hidden_CH, and of gradient_CV for a bias.
+    """Accumulates sum over chunks of gradient_CV^T hidden_CH.
 
-    The first chunk writes and the others add, so that nothing is filled with zeros before.
+    The first chunk writes and the others add, so that nothing is filled with zeros before. A single
+    product in the products' own dtype needs no accumulator: it is rounded once either way.
+
+    Args:
+        like_VH: the head; its shape, device and dtype.
+        dtype: of the products.
+        chunks: how many there will be.
     """
 
-    def __init__(self, vocab: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, like_VH: Tensor, dtype: torch.dtype, chunks: int) -> None:
         exact = torch.promote_types(dtype, torch.float32)
-        self._sum_VH = torch.empty(vocab, width, dtype=exact, device=device)
+        kept = dtype if chunks == 1 and like_VH.dtype == dtype else exact
+        self._sum_VH = torch.empty_like(like_VH, dtype=kept)
         self._empty = True
 
     def add(self, gradient_CV: Tensor, hidden_CH: Tensor) -> None:
