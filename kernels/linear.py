@@ -195,7 +195,7 @@ def _(
     chunk_bytes: int | None,
     backend: str,
     needs: Sequence[bool],
-    **objective: Any,
+    *objective: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     exact = torch.promote_types(compute_dtype, torch.float32)
     gradients = [
