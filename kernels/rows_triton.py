@@ -147,7 +147,7 @@ def _rows(
             s1 += tl.sum(a1, 0)
             s2 += tl.sum(a2, 0)
             if LABELLED:
-                label_logit += tl.sum(tl.where(at == label, z, 0.0), 0)
+                label_logit += tl.sum(tl.where(inside & (at == label), z, 0.0), 0)
     else:
         s0, s1, s2 = tl.load(scratch + 6), tl.load(scratch + 7), tl.load(scratch + 8)
         label_logit = tl.load(scratch + 9)
