@@ -21,7 +21,7 @@ from draftsmith.distill.distributed import world_size
 from draftsmith.distill.models import body, head_weight
 from draftsmith.distill.recipe import ObjectiveSection, Recipe, TrainSection
 from draftsmith.kernels.linear import fused_linear_divergence
-from draftsmith.kernels.signal import TeacherSignal
+from draftsmith.kernels.signal import Teacher
 
 
 class Trainee(torch.nn.Module):
@@ -37,7 +37,7 @@ class Trainee(torch.nn.Module):
         # In a list, which hides it from the engine: it is not trained.
         self.copies: list[PreTrainedModel] = []
 
-    def forward(self, batch: Batch, signal: TeacherSignal, scale: float) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: Batch, signal: Teacher, scale: float) -> tuple[Tensor, Tensor]:
         """Returns (loss, loss_N): scale times the summed divergence, and each token's."""
         with autocast(batch.tokens_BT.device, self.dtype):
             hidden_NH = response_states(body(self.student), batch)
@@ -48,6 +48,8 @@ class Trainee(torch.nn.Module):
             torch.full((len(signal),), scale, device=hidden_NH.device),
             divergence=self.objective.divergence,
             beta=self.objective.beta,
+            alpha=self.objective.alpha,
+            eta=self.objective.eta,
             temperature=self.objective.temperature,
             compute_dtype=self.dtype,
         )

@@ -3,8 +3,8 @@
 Memory above the inputs is one chunk's student logits, one tile's teacher logits and the head's
 gradient, whatever N.
 
-Legend: N tokens, M tokens whose weight is not 0, C tokens a chunk, T tokens a tile, V vocabulary, H student width,
-G teacher width, K stored tokens a row.
+Legend: N tokens, M tokens whose weight is not 0, C tokens a chunk, T tokens a tile,
+V vocabulary, H student width, G teacher width, K stored tokens a row.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ class Needs:
 class Result:
     """Weighted loss, loss of each token, and the gradients that were asked for.
 
-    grad_hidden_NH is in the products' dtype, grad_bias_V in at least float32, grad_head_VH in either.
+    grad_hidden_NH is in the products' dtype, grad_bias_V in at least float32, and grad_head_VH in
+    either.
     """
 
     loss: Tensor
@@ -85,9 +86,7 @@ def run_chunks(
     if result.grad_hidden_NH is not None:
         grad_hidden_NH = torch.zeros_like(student.hidden_NH)
         grad_hidden_NH[kept_N] = result.grad_hidden_NH
-    return Result(
-        result.loss, loss_N, grad_hidden_NH, result.grad_head_VH, result.grad_bias_V
-    )
+    return Result(result.loss, loss_N, grad_hidden_NH, result.grad_head_VH, result.grad_bias_V)
 
 
 def _run_packed(

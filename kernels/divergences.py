@@ -9,7 +9,7 @@ p = teacher, q = student, both softmax(logits / temperature), d = log q - log p.
     skew_kl           KL(p || a p + (1 - a) q),  0 < a < 1          (DistiLLM, arXiv 2402.03898)
     skew_reverse_kl   KL(q || a q + (1 - a) p),  0 < a < 1          (DistiLLM)
     lk                -log sum min(p, q)                            (LK losses, arXiv 2602.23881)
-    lk_hybrid         l KL(p || q) + (1 - l) tvd, l = exp(-eta sum min(p, q)) held fixed   (LK losses)
+    lk_hybrid         l KL(p || q) + (1 - l) tvd, l = exp(-eta sum min(p, q)) held fixed
 
 Each is a few sums over the vocabulary and two functions of them. With u = q dL/dq, element by
 element, and c = sum u, the gradient by the student's scaled logits is u - q c. Whoever holds only

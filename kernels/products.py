@@ -44,11 +44,11 @@ class HeadGradient:
         return self._sum_VH.zero_() if self._empty else self._sum_VH
 
     def _add_on_gpu(self, gradient_CV: Tensor, hidden_CH: Tensor) -> None:
-        out = {"out_dtype": torch.float32, "out": self._sum_VH}
+        total_VH, exact = self._sum_VH, self._sum_VH.dtype
         if self._empty:
-            torch.mm(gradient_CV.T, hidden_CH, **out)
+            torch.mm(gradient_CV.T, hidden_CH, exact, out=total_VH)
         else:
-            torch.addmm(self._sum_VH, gradient_CV.T, hidden_CH, **out)
+            torch.addmm(total_VH, gradient_CV.T, hidden_CH, exact, out=total_VH)
 
     def _add_in_parts(self, gradient_CV: Tensor, hidden_CH: Tensor) -> None:
         # A CPU's bfloat16 product cannot end in float32; its rounding is that of one chunk only.

@@ -21,10 +21,11 @@ from torch.autograd.function import once_differentiable
 from draftsmith.kernels.checks import check_shapes, check_values, common_vocabulary
 from draftsmith.kernels.chunks import Needs, Student, run_chunks
 from draftsmith.kernels.dispatch import RowFunction, choose
+from draftsmith.kernels.divergences import Sums
 from draftsmith.kernels.objective import Knobs, Objective, RowTerms
 from draftsmith.kernels.planner import Tiling, tiling
 from draftsmith.kernels.rows_sparse import SparseTeacher
-from draftsmith.kernels.rows_torch import Block, Sums, row_block
+from draftsmith.kernels.rows_torch import Block, row_block
 from draftsmith.kernels.signal import HiddenSignal, LogitsSignal
 
 

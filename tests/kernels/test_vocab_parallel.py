@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,9 +39,7 @@ def inputs(dtype: torch.dtype) -> dict[str, Tensor]:
 
 def compare(objective: Objective, backend: str, dtype: torch.dtype, part: slice) -> None:
     one = inputs(dtype)
-    hidden, head, bias = (
-        one[name].clone().requires_grad_() for name in ("hidden", "head", "bias")
-    )
+    hidden, head, bias = (one[name].clone().requires_grad_() for name in ("hidden", "head", "bias"))
     label_N = torch.arange(N) * 3
     expected, expected_N = fused_linear_divergence(
         hidden, head, HiddenSignal(one["states"], one["teacher"]), one["weight"],
@@ -60,7 +59,8 @@ def compare(objective: Objective, backend: str, dtype: torch.dtype, part: slice)
         chunk_bytes=4 * V * 16, backend=backend,
     )  # fmt: skip
     got = torch.autograd.grad(2 * loss, (hidden, own_head, own_bias))
-    close = {"rtol": 1e-9, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-5}
+    exact = dtype == torch.float64
+    close: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-12} if exact else {"rtol": 1e-4, "atol": 1e-5}
     torch.testing.assert_close(loss, expected, **close)
     torch.testing.assert_close(loss_N, expected_N, **close)
     expected_parts = (2 * wanted[0], 2 * wanted[1][part], 2 * wanted[2][part])

@@ -5,11 +5,13 @@ Legend: N tokens, V vocabulary.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 BETA, ALPHA, ETA = 0.3, 0.2, 3.0
-KNOBS = {"beta": BETA, "alpha": ALPHA, "eta": ETA}
+KNOBS: dict[str, Any] = {"beta": BETA, "alpha": ALPHA, "eta": ETA}
 
 
 def divergence_N(name: str, student_NV: Tensor, teacher_NV: Tensor) -> Tensor:
