@@ -13,7 +13,9 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-Divergence = Literal["forward_kl", "reverse_kl", "jsd", "tvd"]
+Divergence = Literal[
+    "forward_kl", "reverse_kl", "jsd", "tvd", "skew_kl", "skew_reverse_kl", "lk", "lk_hybrid"
+]
 DType = Literal["float32", "bfloat16", "auto"]
 BUILTIN_FOLDER = Path(__file__).parent / "recipes"
 
@@ -102,6 +104,11 @@ class ObjectiveSection(_Section):
     divergence: Divergence = "forward_kl"
     beta: float = Field(0.5, gt=0, lt=1)
     """Weight of the teacher in jsd's mixture; unused by the others."""
+    alpha: float = Field(0.1, gt=0, lt=1)
+    """Share of a skewed divergence's own first argument in its mixture (skew_kl,
+    skew_reverse_kl)."""
+    eta: float = Field(3.0, ge=0)
+    """How fast lk_hybrid turns from KL to total variation as the overlap grows."""
     temperature: float = Field(1.0, gt=0)
 
 

@@ -54,6 +54,8 @@ class Trainee(torch.nn.Module):
             torch.full((len(signal),), scale, device=hidden_NH.device),
             divergence=self.objective.divergence,
             beta=self.objective.beta,
+            alpha=self.objective.alpha,
+            eta=self.objective.eta,
             temperature=self.objective.temperature,
             compute_dtype=self.dtype,
         )

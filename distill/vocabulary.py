@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -121,7 +121,8 @@ def restrict_signal(signal: HiddenSignal, token_D: Tensor | None) -> HiddenSigna
     """The teacher's distribution given that the token is one of `token_D`; None changes nothing."""
     if token_D is None:
         return signal
-    return HiddenSignal(signal.hidden_NG, signal.head_VG.index_select(0, token_D))
+    bias_D = None if signal.bias_V is None else signal.bias_V[token_D]
+    return replace(signal, head_VG=signal.head_VG.index_select(0, token_D), bias_V=bias_D)
 
 
 @dataclass(frozen=True)

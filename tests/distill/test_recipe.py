@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from draftsmith.distill.recipe import Recipe, builtin_recipes, load_recipe
+from draftsmith.kernels.divergences import DIVERGENCES
+from draftsmith.kernels.objective import Objective
 
 
 def write(folder: Path, text: str) -> Path:
@@ -34,6 +36,12 @@ def test_overrides_are_typed_by_toml_and_else_text(tmp_path: Path) -> None:
     assert recipe.name == "mine", "the file's name is the default"
 
 
+def test_every_divergence_of_the_kernels_can_be_chosen() -> None:
+    for name in DIVERGENCES:
+        recipe = load_recipe("tiny", [f"objective.divergence={name}"])
+        Objective(**recipe.objective.model_dump())
+
+
 @pytest.mark.parametrize(
     ("text", "overrides", "message"),
     [
@@ -44,6 +52,7 @@ def test_overrides_are_typed_by_toml_and_else_text(tmp_path: Path) -> None:
         ("", [], "train: Field required"),
         ("[train]\nsteps = 5\n[objective]\ndivergence = 'kl'\n", [], "objective.divergence"),
         ("[train]\nsteps = 5\n[objective]\nbeta = 1.0\n", [], "objective.beta"),
+        ("[train]\nsteps = 5\n[objective]\nalpha = 0\n", [], "objective.alpha"),
         ("[train\n", [], "not valid TOML"),
         ("[train]\nsteps = 5\n", ["train.steps"], "section.field=value"),
         ("[train]\nsteps = 5\n", ["train.steps.x=1"], "'steps' is a field"),
