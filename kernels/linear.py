@@ -1,133 +1,254 @@
 """Student head -> divergence from the teacher, chunk by chunk, without ever holding [N, V] twice.
 
-The gradients are formed in the forward pass, while a chunk's logits are at hand, so that memory
-above the inputs is a few chunks plus the head's gradient, whatever N is.
+The gradients are formed in the forward pass, while a chunk's logits are at hand, and backward only
+scales them. The whole call is one operation to torch.compile.
 
-Legend: N tokens, V vocabulary, H student width, C tokens a chunk.
+Legend: N tokens, V vocabulary, H student width, G teacher width, K stored tokens a row.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from draftsmith.kernels.divergences import RowFunction, RowPair, row_function
-from draftsmith.kernels.signal import TeacherSignal
+from draftsmith.kernels.checks import check_shapes, check_values, common_vocabulary
+from draftsmith.kernels.chunks import Needs, Student, run_chunks
+from draftsmith.kernels.dispatch import check_backend, row_function
+from draftsmith.kernels.objective import Objective
+from draftsmith.kernels.planner import tiling
+from draftsmith.kernels.signal import HiddenSignal, LogitsSignal, SparseSignal, Teacher
 
 CHUNK_BYTES = 64 * 2**20
-"""Size of one chunk of float32 logits; several such buffers live at a time."""
+"""Size of one chunk of float32 logits where only statistics are computed; see pair_stats."""
 
 
 def fused_linear_divergence(
     student_hidden_NH: Tensor,
     student_head_VH: Tensor,
-    teacher: TeacherSignal,
+    teacher: Teacher,
     weight_N: Tensor,
     *,
     divergence: str,
     beta: float = 0.5,
+    alpha: float = 0.1,
+    eta: float = 3.0,
     temperature: float = 1.0,
+    interpolation: float | None = None,
+    label_N: Tensor | None = None,
+    label_weight: float = 0.0,
+    softcap: float | None = None,
+    student_bias_V: Tensor | None = None,
+    vocab_size: int | None = None,
     compute_dtype: torch.dtype | None = None,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
+    backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """sum_n weight_n D(teacher_n, student_n), differentiable in hidden states and head.
+    """sum_n weight_n (D(teacher_n, student_n) + label_weight cross_entropy_n).
+
+    Differentiable in hidden states, head and bias; what does not require a gradient costs none.
+    Not differentiable twice. On a GPU one synchronisation a call tells which weights are 0.
 
     Args:
-        weight_N: weight of each token; tokens of weight 0 cost nothing.
-        temperature: divides both models' logits; no factor temperature**2 is applied.
-        compute_dtype: of the matrix products; the hidden states' own by default. Softmax and
-            divergence are always computed in at least float32.
-        chunk_bytes: size of a chunk's float32 logits. It changes speed and memory only.
+        student_hidden_NH: hidden states [N, H].
+        student_head_VH: vocabulary projection [V, H].
+        teacher: hidden states [N, G] with head [V, G] (G need not be H), dense logits [N, V], or
+            K token ids a row with log-probabilities and a tail.
+        weight_N: weight of each token, normaliser included; tokens of weight 0 cost nothing.
+        divergence, beta, alpha, eta, temperature, interpolation, label_weight, softcap: see
+            `objective.Objective`.
+        label_N: token id of each hard label; ignored where the weight is 0.
+        student_bias_V: added to the student's logits.
+        vocab_size: compare only the first so many tokens, where the vocabularies are padded
+            differently. The others get no probability and no gradient.
+        compute_dtype: of the student's matrix products; the hidden states' own by default.
+            Softmax and divergence are always computed in at least float32.
+        chunk_bytes: of a chunk's logits, both models together. It changes speed and memory only.
+        backend: `auto`, `torch`, `eager` or `triton`; see `dispatch`.
 
     Returns:
-        (loss, loss_N): the differentiable weighted sum, and each token's divergence, detached
-        and 0 where the weight is 0.
+        (loss, loss_N): the differentiable weighted sum, and each token's loss, detached and 0
+        where the weight is 0.
 
     Raises:
-        ValueError: vocabularies or token counts differ, or the divergence is unknown.
+        ValueError: names the argument whose shape, value or range is wrong.
     """
-    if teacher.vocab_size != student_head_VH.shape[0]:
-        raise ValueError(
-            f"The student has {student_head_VH.shape[0]} tokens and the teacher "
-            f"{teacher.vocab_size}: both need the same vocabulary."
-        )
-    if not len(teacher) == student_hidden_NH.shape[0] == weight_N.shape[0]:
-        raise ValueError("Teacher, student and weights must cover the same tokens.")
-    rows = row_function(divergence, beta)
-    loss, loss_N = _FusedLinearDivergence.apply(
+    objective = Objective(
+        divergence, beta, alpha, eta, temperature, interpolation, label_weight, softcap
+    )
+    check_backend(backend)
+    check_shapes(
+        student_hidden_NH, student_head_VH, teacher, weight_N, label_N, student_bias_V, objective
+    )
+    vocab = common_vocabulary(student_head_VH.shape[0], teacher, vocab_size)
+    kind, teacher_tensors, teacher_softcap = _flatten(teacher)
+    trained = [student_hidden_NH, student_head_VH, student_bias_V]
+    loss, loss_N, *_ = _fused_linear_divergence(
         student_hidden_NH,
         student_head_VH,
+        student_bias_V,
+        kind,
+        *teacher_tensors,
+        teacher_softcap,
+        weight_N,
+        label_N if label_weight else None,
+        vocab,
+        compute_dtype or student_hidden_NH.dtype,
+        chunk_bytes,
+        backend,
+        [torch.is_grad_enabled() and one is not None and one.requires_grad for one in trained],
+        **asdict(objective),
+    )
+    return loss, loss_N.detach()
+
+
+@torch.library.custom_op("draftsmith::fused_linear_divergence", mutates_args=())
+def _fused_linear_divergence(
+    hidden_NH: Tensor,
+    head_VH: Tensor,
+    bias_V: Tensor | None,
+    teacher_kind: str,
+    teacher_first: Tensor,
+    teacher_second: Tensor | None,
+    teacher_third: Tensor | None,
+    teacher_softcap: float | None,
+    weight_N: Tensor,
+    label_N: Tensor | None,
+    vocab: int,
+    compute_dtype: torch.dtype,
+    chunk_bytes: int | None,
+    backend: str,
+    needs: Sequence[bool],
+    divergence: str,
+    beta: float,
+    alpha: float,
+    eta: float,
+    temperature: float,
+    interpolation: float | None,
+    label_weight: float,
+    softcap: float | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(loss, loss_N, gradients of hidden states, head and bias; empty where not needed)."""
+    objective = Objective(
+        divergence, beta, alpha, eta, temperature, interpolation, label_weight, softcap
+    )
+    teacher = _unflatten(
+        teacher_kind, teacher_first, teacher_second, teacher_third, teacher_softcap, vocab
+    )
+    check_values(weight_N, label_N, teacher, vocab)
+    student = Student(
+        hidden_NH.to(compute_dtype),
+        head_VH[:vocab].to(compute_dtype),
+        head_VH[:vocab],
+        None if bias_V is None else bias_V[:vocab],
+    )
+    projected = teacher.hidden_NG.element_size() if isinstance(teacher, HiddenSignal) else 0
+    size, device = compute_dtype.itemsize, hidden_NH.device
+    result = run_chunks(
+        student,
         teacher,
         weight_N,
-        rows,
-        temperature,
-        compute_dtype or student_hidden_NH.dtype,
-        max(1, chunk_bytes // (4 * student_head_VH.shape[0])),
+        label_N,
+        objective,
+        row_function(backend, device, compute_dtype, vocab),
+        tiling(len(weight_N), vocab, size, projected, device.type, chunk_bytes),
+        Needs(*needs),
     )
-    return loss, loss_N
+    return (
+        result.loss,
+        result.loss_N,
+        _like(result.grad_hidden_NH, hidden_NH),
+        _like(result.grad_head_VH, head_VH),
+        _like(result.grad_bias_V, bias_V),
+    )
 
 
-class _FusedLinearDivergence(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden_NH: Tensor,
-        head_VH: Tensor,
-        teacher: TeacherSignal,
-        weight_N: Tensor,
-        rows: RowFunction,
-        temperature: float,
-        compute_dtype: torch.dtype,
-        chunk: int,
-    ) -> tuple[Tensor, Tensor]:
-        kept_N = weight_N != 0
-        packed = not bool(kept_N.all())
-        if packed:  # masked rows are dropped before the matmul
-            teacher = teacher.select(kept_N)
-        hidden_MH = (hidden_NH[kept_N] if packed else hidden_NH).to(compute_dtype)
-        weight_M = weight_N[kept_N] if packed else weight_N
-        head = head_VH.to(compute_dtype)
-
-        exact = torch.promote_types(compute_dtype, torch.float32)
-        grad_hidden_MH = torch.empty_like(hidden_MH)
-        trains_head = ctx.needs_input_grad[1]
-        grad_head_VH = torch.zeros_like(head_VH, dtype=exact) if trains_head else None
-        loss_M = torch.empty(len(teacher), dtype=exact, device=hidden_NH.device)
-        for start in range(0, len(teacher), chunk):
-            part = slice(start, start + chunk)
-            student_CV = (hidden_MH[part] @ head.T).to(exact)
-            pair = RowPair.from_logits(
-                _scaled(student_CV, temperature), _scaled(teacher.logits_NV(part), temperature)
-            )
-            loss_M[part], grad_CV = rows(pair)
-            grad_CV.mul_((weight_M[part] / temperature).to(exact)[:, None])
-            grad_CV = grad_CV.to(compute_dtype)
-            grad_hidden_MH[part] = grad_CV @ head
-            if grad_head_VH is not None:  # a frozen head saves a third of the student's products
-                grad_head_VH += grad_CV.T @ hidden_MH[part]
-
-        loss_N = loss_M
-        grad_hidden_NH = grad_hidden_MH.to(hidden_NH.dtype)
-        if packed:
-            loss_N = loss_M.new_zeros(len(kept_N)).masked_scatter_(kept_N, loss_M)
-            grad_hidden_NH = torch.zeros_like(hidden_NH)
-            grad_hidden_NH[kept_N] = grad_hidden_MH.to(hidden_NH.dtype)
-        if grad_head_VH is not None:
-            grad_head_VH = grad_head_VH.to(head_VH.dtype)
-        ctx.save_for_backward(grad_hidden_NH, grad_head_VH)
-        ctx.mark_non_differentiable(loss_N)
-        return (loss_M * weight_M.to(exact)).sum(), loss_N
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden_NH, grad_head_VH = ctx.saved_tensors
-        grad_head = None if grad_head_VH is None else grad_loss * grad_head_VH
-        return grad_loss * grad_hidden_NH, grad_head, *(None,) * 6
+def _like(gradient: Tensor | None, input_: Tensor | None) -> Tensor:
+    """A gradient in its input's dtype; rows beyond the common vocabulary get zeros."""
+    if gradient is None:
+        return torch.empty(0)
+    assert input_ is not None, "only an input has a gradient"
+    if gradient.shape == input_.shape:
+        return gradient.to(input_.dtype)
+    whole = torch.zeros_like(input_)
+    whole[: len(gradient)] = gradient
+    return whole
 
 
-def _scaled(logits_CV: Tensor, temperature: float) -> Tensor:
-    return logits_CV if temperature == 1.0 else logits_CV / temperature
+@_fused_linear_divergence.register_fake
+def _(
+    hidden_NH: Tensor,
+    head_VH: Tensor,
+    bias_V: Tensor | None,
+    teacher_kind: str,
+    teacher_first: Tensor,
+    teacher_second: Tensor | None,
+    teacher_third: Tensor | None,
+    teacher_softcap: float | None,
+    weight_N: Tensor,
+    label_N: Tensor | None,
+    vocab: int,
+    compute_dtype: torch.dtype,
+    chunk_bytes: int | None,
+    backend: str,
+    needs: Sequence[bool],
+    *objective: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    exact = torch.promote_types(compute_dtype, torch.float32)
+    gradients = [
+        torch.empty_like(one) if need and one is not None else torch.empty(0)
+        for one, need in zip((hidden_NH, head_VH, bias_V), needs, strict=True)
+    ]
+    loss_N = weight_N.new_empty(weight_N.shape, dtype=exact)
+    return loss_N.new_empty(()), loss_N, gradients[0], gradients[1], gradients[2]
+
+
+def _save_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*output[2:])
+    ctx.set_materialize_grads(False)
+
+
+def _scale_gradients(
+    ctx: Any, grad_loss: Tensor | None, *_: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    scaled = [
+        saved * grad_loss.to(saved.dtype) if grad_loss is not None and saved.numel() else None
+        for saved in ctx.saved_tensors
+    ]
+    return (*scaled, *(None,) * (_INPUTS - 3))
+
+
+_INPUTS = len(_fused_linear_divergence._opoverload._schema.arguments)
+_fused_linear_divergence.register_autograd(_scale_gradients, setup_context=_save_gradients)
+
+
+_TeacherTensors = tuple[Tensor, Tensor | None, Tensor | None]
+
+
+def _flatten(teacher: Teacher) -> tuple[str, _TeacherTensors, float | None]:
+    """A signal as an operation of torch can take it."""
+    if isinstance(teacher, HiddenSignal):
+        return "hidden", (teacher.hidden_NG, teacher.head_VG, teacher.bias_V), teacher.softcap
+    if isinstance(teacher, LogitsSignal):
+        return "logits", (teacher.dense_NV, None, None), None
+    return "sparse", (teacher.ids_NK, teacher.log_p_NK, teacher.log_tail_N), None
+
+
+def _unflatten(
+    kind: str,
+    first: Tensor,
+    second: Tensor | None,
+    third: Tensor | None,
+    softcap: float | None,
+    vocab: int,
+) -> Teacher:
+    if kind == "logits":
+        return LogitsSignal(first[:, :vocab])
+    assert second is not None, "only dense logits are a single tensor"
+    if kind == "hidden":
+        bias_V = None if third is None else third[:vocab]
+        return HiddenSignal(first, second[:vocab], bias_V, softcap)
+    return SparseSignal(first, second, vocab, third)
