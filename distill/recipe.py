@@ -7,22 +7,36 @@ module is one of the two that the server imports from `distill`; it never import
 from __future__ import annotations
 
 import difflib
+import operator
 import tomllib
+from functools import reduce
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
-Divergence = Literal["forward_kl", "reverse_kl", "jsd", "tvd"]
+from draftsmith.distill.objectives import REGISTRY, DistillSpecSection, ObjectiveSection
+from draftsmith.distill.objectives.objective import DEFAULT, DEFAULT_STUDENT_FRACTION
+from draftsmith.distill.section import Section
+
 DType = Literal["float32", "bfloat16", "auto"]
 BUILTIN_FOLDER = Path(__file__).parent / "recipes"
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+def _objective_name(value: Any) -> str:
+    if isinstance(value, dict):
+        return str(value.get("name", DEFAULT))
+    return value.name if isinstance(value, ObjectiveSection) else DEFAULT
 
 
-class TeacherSection(_Section):
+if TYPE_CHECKING:
+    AnyObjective = ObjectiveSection
+else:
+    _TAGGED = [Annotated[section, Tag(name)] for name, section in REGISTRY.items()]
+    AnyObjective = Annotated[reduce(operator.or_, _TAGGED), Discriminator(_objective_name)]
+
+
+class TeacherSection(Section):
     model: str = "smollm2-135m"
     """A folder, a name in the local store, or a Hugging Face hub id."""
     dtype: DType = "auto"
@@ -35,7 +49,7 @@ class TeacherSection(_Section):
         return self.keep_states_gib * 2**30
 
 
-class StudentSection(_Section):
+class StudentSection(Section):
     init: Literal["cut", "random"] = "cut"
     """`cut` takes layers and embedding out of the teacher; `random` takes only its shape."""
     layers: list[int] | None = None
@@ -65,7 +79,7 @@ class StudentSection(_Section):
         return self
 
 
-class DataSection(_Section):
+class DataSection(Section):
     train: str = "draftsmith:stdlib/train"
     """Prompts: a JSONL file, a built-in set, or a Hugging Face dataset (folder or `hf:ID`)."""
     heldout: str = "draftsmith:stdlib/heldout"
@@ -78,10 +92,12 @@ class DataSection(_Section):
     does. Held-out answers are always the teacher's: acceptance is defined on its text."""
 
 
-class RolloutSection(_Section):
-    student_fraction: float = Field(0.5, ge=0, le=1)
+class RolloutSection(Section):
+    student_fraction: float | None = Field(None, ge=0, le=1)
     """Chance, drawn per prompt, that the response is the student's own (on-policy) rather than
-    a recorded answer of the teacher."""
+    a recorded answer of the teacher. By default 0.5, or what the objective is defined on."""
+    given_fraction: float = Field(0.0, ge=0, le=1)
+    """Chance that the response is the one that the data gives, which every prompt then needs."""
     student_from_step: int = Field(0, ge=0)
     """First step with student rollouts: the first samples of a raw student are noise."""
     steps_ahead: int = Field(1, ge=1)
@@ -98,14 +114,7 @@ class RolloutSection(_Section):
     """Sequences generated together. It changes speed, not what is sampled."""
 
 
-class ObjectiveSection(_Section):
-    divergence: Divergence = "forward_kl"
-    beta: float = Field(0.5, gt=0, lt=1)
-    """Weight of the teacher in jsd's mixture; unused by the others."""
-    temperature: float = Field(1.0, gt=0)
-
-
-class TrainSection(_Section):
+class TrainSection(Section):
     steps: int = Field(ge=1)
     batch_size: int = Field(16, ge=1)
     """Prompts a step, over all processes and micro-batches."""
@@ -125,7 +134,7 @@ class TrainSection(_Section):
     keep_checkpoints: int = Field(2, ge=1)
 
 
-class EvaluateSection(_Section):
+class EvaluateSection(Section):
     temperature: float = Field(0.0, ge=0)
     """Of serving: 0 is greedy."""
     top_p: float = Field(1.0, gt=0, le=1)
@@ -141,20 +150,20 @@ class EvaluateSection(_Section):
         return self
 
 
-class ExportSection(_Section):
+class ExportSection(Section):
     name: str | None = None
     """Name in the registry; the recipe's name by default."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
 
 
-class Recipe(_Section):
+class Recipe(Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
     seed: int = Field(0, ge=0)
     teacher: TeacherSection = TeacherSection()
     student: StudentSection = StudentSection()
     data: DataSection = DataSection()
     rollout: RolloutSection = RolloutSection()
-    objective: ObjectiveSection = ObjectiveSection()
+    objective: AnyObjective = DistillSpecSection()
     train: TrainSection
     evaluate: EvaluateSection = EvaluateSection()
     export: ExportSection = ExportSection()
@@ -164,6 +173,37 @@ class Recipe(_Section):
         if self.train.save_every % self.rollout.steps_ahead:
             raise ValueError("train.save_every must be a multiple of rollout.steps_ahead")
         return self
+
+    @model_validator(mode="after")
+    def _sources_go_with_the_objective(self) -> Self:
+        self.objective.check(self)
+        rollout = self.rollout
+        if (rollout.student_fraction or 0) + rollout.given_fraction > 1:
+            raise ValueError("rollout.given_fraction and student_fraction add up to more than 1")
+        if rollout.given_fraction and self.data.responses == "given":
+            raise ValueError(
+                "rollout.given_fraction: data.responses = 'given' already trains on given "
+                "responses: leave one of them out"
+            )
+        return self
+
+    @property
+    def needs_given_responses(self) -> bool:
+        """Whether every training prompt must come with a response."""
+        return self.objective.text == "given" or self.rollout.given_fraction > 0
+
+    @property
+    def uses_given_responses(self) -> bool:
+        return self.needs_given_responses or self.data.responses == "given"
+
+    @property
+    def student_fraction(self) -> float:
+        """Share of on-policy responses; an adaptive schedule may replace it."""
+        if self.rollout.student_fraction is not None:
+            return self.rollout.student_fraction
+        if self.objective.text != "any":
+            return 0.0
+        return min(DEFAULT_STUDENT_FRACTION, 1 - self.rollout.given_fraction)
 
     @property
     def export_name(self) -> str:
@@ -205,13 +245,20 @@ def parse_recipe(content: dict[str, Any], origin: str) -> Recipe:
         return Recipe.model_validate(content)
     except ValidationError as error:
         # A misspelt name is told before the field that it leaves missing.
-        unknown = [one for one in error.errors() if one["type"] == "extra_forbidden"]
-        first = (unknown or error.errors())[0]
+        order = ("union_tag_invalid", "extra_forbidden")
+        ranked = sorted(error.errors(), key=lambda one: one["type"] not in order)
+        first = ranked[0]
         where = [str(part) for part in first["loc"]]
+        if where[:1] == ["objective"] and len(where) > 1:
+            del where[1]  # pydantic puts the objective's name before the field's
         message = first["msg"].removeprefix("Value error, ")
-        if unknown:
-            message = "unknown field" + _suggestion(where)
-        raise ValueError(f"{origin}: {'.'.join(where)}: {message}.") from error
+        if first["type"] == "extra_forbidden":
+            message = "unknown field" + _suggestion(where, content)
+        elif first["type"] == "union_tag_invalid":
+            where, message = ["objective", "name"], _unknown_objective(content)
+        # A rule between sections names its fields itself.
+        sentence = ": ".join(part for part in (origin, ".".join(where), message) if part)
+        raise ValueError(f"{sentence}.") from error
 
 
 def _find(source: str | Path) -> Path:
@@ -241,9 +288,26 @@ def _apply(content: dict[str, Any], override: str) -> None:
     content[field] = value
 
 
-def _suggestion(where: list[str]) -> str:
+def _suggestion(where: list[str], content: dict[str, Any]) -> str:
+    if where[:-1] == ["objective"]:
+        return _suggest_for_objective(where[-1], _objective_name(content["objective"]))
     model: Any = Recipe
     for part in where[:-1]:
         model = model.model_fields[part].annotation
     close = difflib.get_close_matches(where[-1], model.model_fields, n=1)
     return f"; did you mean '{close[0]}'" if close else ""
+
+
+def _suggest_for_objective(field: str, name: str) -> str:
+    close = difflib.get_close_matches(field, REGISTRY[name].model_fields, n=1)
+    if close:
+        return f" of {name}; did you mean '{close[0]}'"
+    others = [other for other in REGISTRY if field in REGISTRY[other].model_fields]
+    return f" of {name}; it belongs to name = {' or '.join(map(repr, others))}" if others else ""
+
+
+def _unknown_objective(content: dict[str, Any]) -> str:
+    name = _objective_name(content["objective"])
+    close = difflib.get_close_matches(name, REGISTRY, n=1)
+    guess = f"; did you mean '{close[0]}'" if close else ""
+    return f"unknown objective '{name}'{guess}; there are {', '.join(sorted(REGISTRY))}"

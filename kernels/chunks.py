@@ -85,9 +85,7 @@ def run_chunks(
     if result.grad_hidden_NH is not None:
         grad_hidden_NH = torch.zeros_like(student.hidden_NH)
         grad_hidden_NH[kept_N] = result.grad_hidden_NH
-    return Result(
-        result.loss, loss_N, grad_hidden_NH, result.grad_head_VH, result.grad_bias_V
-    )
+    return Result(result.loss, loss_N, grad_hidden_NH, result.grad_head_VH, result.grad_bias_V)
 
 
 def _run_packed(

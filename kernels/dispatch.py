@@ -1,9 +1,9 @@
 """Which code computes the rows, chosen once and said: never a silent fallback.
 
-    eager    torch operations as they stand
-    torch    the same functions, compiled where a compiler is and it pays, else eager
-    triton   the Triton kernels: an NVIDIA GPU, or Triton's interpreter
-    auto     triton on an NVIDIA GPU with Triton, else torch
+eager    torch operations as they stand
+torch    the same functions, compiled where a compiler is and it pays, else eager
+triton   the Triton kernels: an NVIDIA GPU, or Triton's interpreter
+auto     triton on an NVIDIA GPU with Triton, else torch
 """
 
 from __future__ import annotations
@@ -39,9 +39,7 @@ def check_backend(backend: str) -> None:
         raise ValueError(f"Unknown backend '{backend}': choose one of {', '.join(BACKENDS)}.")
 
 
-def row_function(
-    backend: str, device: torch.device, dtype: torch.dtype, vocab: int
-) -> RowFunction:
+def row_function(backend: str, device: torch.device, dtype: torch.dtype, vocab: int) -> RowFunction:
     """The code that computes rows of this dtype on this device; its name is logged once.
 
     Raises:
@@ -66,9 +64,7 @@ def row_function(
     return rows
 
 
-def choose(
-    backend: str, device: torch.device, dtype: torch.dtype, vocab: int
-) -> tuple[str, str]:
+def choose(backend: str, device: torch.device, dtype: torch.dtype, vocab: int) -> tuple[str, str]:
     """`eager`, `compiled` or `triton`, and why.
 
     Raises:
@@ -87,9 +83,7 @@ def choose(
     return _torch_rows(device, dtype, vocab, "")
 
 
-def _torch_rows(
-    device: torch.device, dtype: torch.dtype, vocab: int, why: str
-) -> tuple[str, str]:
+def _torch_rows(device: torch.device, dtype: torch.dtype, vocab: int, why: str) -> tuple[str, str]:
     if dtype == torch.float64:
         return "eager", why + "float64 is for checks"
     if vocab < _LEAST_COMPILED_VOCAB:
