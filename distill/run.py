@@ -38,7 +38,8 @@ class Prepared:
     """What the training loop needs: models, prompts as tokens, and recorded answers.
 
     Prompts hold the responses that the data gives where they are trained on; reference is the
-    model that chooses among tokens, where the objective has one.
+    model that chooses among tokens, where the objective has one. heldout are the teacher's
+    answers, heldout_given those of the data, where the objective looks at them.
     """
 
     teacher: Teacher
@@ -49,6 +50,7 @@ class Prepared:
     prompts: list[EncodedPrompt]
     answers: list[list[Answer]]
     heldout: list[Example]
+    heldout_given: list[Example]
 
 
 def open_run(recipe: Recipe, root: Path, resume: bool) -> RunFolder:
@@ -85,6 +87,7 @@ def prepare(recipe: Recipe, folder: RunFolder) -> Prepared:
     prompts = _encode(train_set, tokenizer, recipe, recipe.uses_given_responses)
     _check_responses(prompts, recipe)
     heldout_prompts = _encode(heldout_set, tokenizer, recipe, with_answers=False)
+    heldout_given = _given_heldout(heldout_set, tokenizer, recipe)
 
     model = load_model(teacher_folder, torch_dtype(recipe.teacher.dtype)).to(default_device())
     student = make_student(model, recipe.student, recipe.seed).to(default_device())
@@ -131,6 +134,7 @@ def prepare(recipe: Recipe, folder: RunFolder) -> Prepared:
         prompts=prompts,
         answers=answers,
         heldout=heldout,
+        heldout_given=heldout_given,
     )
 
 
@@ -167,6 +171,22 @@ def _check_responses(prompts: Sequence[EncodedPrompt], recipe: Recipe) -> None:
             f"data.train: {len(missing)} of {len(prompts)} prompts have no response, which {who} "
             f"needs; the first one is {missing[0].id}."
         )
+
+
+def _given_heldout(
+    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, recipe: Recipe
+) -> list[Example]:
+    if not recipe.objective.needs_heldout_responses:
+        return []
+    encoded = _encode(prompts, tokenizer, recipe, with_answers=True)
+    given = [Example(one.tokens, one.answer, "recorded") for one in encoded if one.answer]
+    if len(given) < len(encoded):
+        raise ValueError(
+            f"data.heldout: {len(encoded) - len(given)} of {len(encoded)} prompts have no "
+            f"response, which {recipe.objective.name} needs for its schedule: choose another "
+            "objective.schedule."
+        )
+    return given
 
 
 def _answered_by_the_teacher(

@@ -33,6 +33,7 @@ from draftsmith.distill.plot import plot_curves
 from draftsmith.distill.progress import track
 from draftsmith.distill.recipe import Recipe, load_recipe
 from draftsmith.distill.replay import ReplayBuffer
+from draftsmith.distill.residuals import measure_residuals
 from draftsmith.distill.rollout import recorded_examples, rollout
 from draftsmith.distill.run import Prepared, open_run, prepare
 from draftsmith.distill.trainee import (
@@ -57,8 +58,9 @@ def train(recipe: Recipe, output: Path, *, resume: bool = False) -> RunFolder:
     """
     folder = open_run(recipe, output, resume)
     run = prepare(recipe, folder)
-    heldout = prepare_heldout(
-        run.teacher, run.heldout, run.stop_tokens[0], recipe.train.micro_batch_size
+    heldout, heldout_given = (
+        prepare_heldout(run.teacher, examples, run.stop_tokens[0], recipe.train.micro_batch_size)
+        for examples in (run.heldout, run.heldout_given)
     )
     if recipe.objective.uses_teacher:
         recorded = recorded_examples(run.prompts, run.answers)
@@ -75,7 +77,9 @@ def train(recipe: Recipe, output: Path, *, resume: bool = False) -> RunFolder:
     def measure(step: int, label: str = "") -> Acceptance:
         with whole_student(engine) as student:
             acceptance = evaluate(student, heldout, recipe.evaluate, label)
-        course.after_evaluation(acceptance.forward_kl)
+            asked = recipe.objective.needs_heldout_responses
+            residuals = measure_residuals(student, heldout_given) if asked else None
+        course.after_evaluation(acceptance.forward_kl, residuals)
         metrics.write("evaluation", step, **acceptance.model_dump(mode="json"))
         return acceptance
 

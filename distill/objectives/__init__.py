@@ -6,7 +6,13 @@ from draftsmith.distill.objectives.adaspec import AdaSpecSection
 from draftsmith.distill.objectives.distillspec import DistillSpecSection
 from draftsmith.distill.objectives.lk import LKHybridSection, LKSection
 from draftsmith.distill.objectives.minima import MiniMASection
-from draftsmith.distill.objectives.objective import REGISTRY, Charge, Course, ObjectiveSection
+from draftsmith.distill.objectives.objective import (
+    REGISTRY,
+    Charge,
+    Course,
+    ObjectiveSection,
+    Residuals,
+)
 from draftsmith.distill.objectives.self_distillation import SelfDistillationSection
 from draftsmith.distill.objectives.seq_kd import SeqKDSection
 from draftsmith.distill.objectives.sft import SFTSection
@@ -23,6 +29,7 @@ __all__ = [
     "LKSection",
     "MiniMASection",
     "ObjectiveSection",
+    "Residuals",
     "SFTSection",
     "SelfDistillationSection",
     "SeqKDSection",

@@ -47,6 +47,15 @@ class Charge:
     label_weight: float = 0.0
 
 
+@dataclass(frozen=True)
+class Residuals:
+    """Over the tokens of held-out data y, with teacher A and student f as probabilities:
+    aligned = sum <y - A, f - A>, squared = sum |f - A|^2."""
+
+    aligned: float
+    squared: float
+
+
 class ObjectiveSection(Section):
     """The [objective] section of a recipe; `name` says which fields it has.
 
@@ -77,6 +86,10 @@ class ObjectiveSection(Section):
     def reference_model(self) -> str | None:
         """Folder of a model that decides which tokens are trained."""
         return None
+
+    @property
+    def needs_heldout_responses(self) -> bool:
+        return False
 
     def check(self, recipe: Recipe) -> None:
         """Compare with the other sections.
@@ -137,8 +150,12 @@ class Course:
     def after_step(self, step: int, loss: float) -> None:
         """Called once an optimiser step, with the loss a token over all processes."""
 
-    def after_evaluation(self, forward_kl: float) -> None:
-        """Called after each evaluation, with KL(teacher || student) a held-out token."""
+    def after_evaluation(self, forward_kl: float, residuals: Residuals | None = None) -> None:
+        """Called after each evaluation, with KL(teacher || student) a held-out token.
+
+        Args:
+            residuals: measured where the section asks for held-out responses.
+        """
 
     def metrics(self) -> dict[str, float]:
         """What is logged beside the loss: the state that the next step is taken with."""

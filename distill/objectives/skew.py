@@ -20,6 +20,7 @@ from draftsmith.distill.objectives.objective import (
     Charge,
     Course,
     DivergenceSection,
+    Residuals,
     Source,
     register,
 )
@@ -87,7 +88,7 @@ class AdaptiveOffPolicy(Course):
         rest = (draw - chance) / (1 - chance)
         return "given" if 1 - rest <= rollout.given_fraction else "teacher"
 
-    def after_evaluation(self, forward_kl: float) -> None:
+    def after_evaluation(self, forward_kl: float, residuals: Residuals | None = None) -> None:
         if self.reference is None:
             self.reference = forward_kl
         elif forward_kl >= self.reference + self.section.tolerance:

@@ -76,8 +76,14 @@ CLOSED_FORMS: dict[str, Callable[[Array, Array, NDArray[np.int64]], Array]] = {
 }
 
 
+MORE_FIELDS = {
+    "adaspec": {"reference": "elsewhere"},
+    "self_distillation": {"schedule": "linear"},
+}
+
+
 def charge_of(name: str) -> Charge:
-    fields = {"reference": "elsewhere"} if name == "adaspec" else {}
+    fields = MORE_FIELDS.get(name, {})
     objective = REGISTRY[name].model_validate({"name": name} | fields)
     recipe = Recipe(name="x", train=TrainSection(steps=STEPS), objective=objective)
     return objective.start(recipe).charge(STEP)
