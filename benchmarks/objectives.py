@@ -5,7 +5,8 @@
 Each run is a training process of its own. The target answers the prompts once; all runs train on
 those answers and are measured on the same held-out ones. Runs that are done are not done again, so
 that a benchmark can be interrupted, or taken in parts with --only. Seeds change the order of the
-prompts, sampling and new weights.
+prompts, sampling and new weights. The budget is a number of steps; adaspec's reference costs a run
+of its own on top.
 
 It writes `objectives.json` and `objectives.png`: for each objective the acceptance rates, tokens a
 target call (tau) and KL(target || draft) of a held-out token, with their spread over the seeds.

@@ -6,7 +6,6 @@ module is one of the two that the server imports from `distill`; it never import
 
 from __future__ import annotations
 
-import difflib
 import operator
 import tomllib
 from functools import reduce
@@ -16,24 +15,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from draftsmith.distill.objectives import REGISTRY, DistillSpecSection, ObjectiveSection
-from draftsmith.distill.objectives.objective import DEFAULT, DEFAULT_STUDENT_FRACTION
+from draftsmith.distill.objectives.objective import DEFAULT_STUDENT_FRACTION
+from draftsmith.distill.refusal import objective_name, refusal
 from draftsmith.distill.section import Section
 
 DType = Literal["float32", "bfloat16", "auto"]
 BUILTIN_FOLDER = Path(__file__).parent / "recipes"
 
 
-def _objective_name(value: Any) -> str:
-    if isinstance(value, dict):
-        return str(value.get("name", DEFAULT))
-    return value.name if isinstance(value, ObjectiveSection) else DEFAULT
-
-
 if TYPE_CHECKING:
     AnyObjective = ObjectiveSection
 else:
     _TAGGED = [Annotated[section, Tag(name)] for name, section in REGISTRY.items()]
-    AnyObjective = Annotated[reduce(operator.or_, _TAGGED), Discriminator(_objective_name)]
+    AnyObjective = Annotated[reduce(operator.or_, _TAGGED), Discriminator(objective_name)]
 
 
 class TeacherSection(Section):
@@ -244,21 +238,7 @@ def parse_recipe(content: dict[str, Any], origin: str) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        # A misspelt name is told before the field that it leaves missing.
-        order = ("union_tag_invalid", "extra_forbidden")
-        ranked = sorted(error.errors(), key=lambda one: one["type"] not in order)
-        first = ranked[0]
-        where = [str(part) for part in first["loc"]]
-        if where[:1] == ["objective"] and len(where) > 1:
-            del where[1]  # pydantic puts the objective's name before the field's
-        message = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "extra_forbidden":
-            message = "unknown field" + _suggestion(where, content)
-        elif first["type"] == "union_tag_invalid":
-            where, message = ["objective", "name"], _unknown_objective(content)
-        # A rule between sections names its fields itself.
-        sentence = ": ".join(part for part in (origin, ".".join(where), message) if part)
-        raise ValueError(f"{sentence}.") from error
+        raise ValueError(f"{origin}: {refusal(error, content, Recipe)}.") from error
 
 
 def _find(source: str | Path) -> Path:
@@ -286,28 +266,3 @@ def _apply(content: dict[str, Any], override: str) -> None:
         if not isinstance(content, dict):
             raise ValueError(f"--set {override}: '{section}' is a field, not a section.")
     content[field] = value
-
-
-def _suggestion(where: list[str], content: dict[str, Any]) -> str:
-    if where[:-1] == ["objective"]:
-        return _suggest_for_objective(where[-1], _objective_name(content["objective"]))
-    model: Any = Recipe
-    for part in where[:-1]:
-        model = model.model_fields[part].annotation
-    close = difflib.get_close_matches(where[-1], model.model_fields, n=1)
-    return f"; did you mean '{close[0]}'" if close else ""
-
-
-def _suggest_for_objective(field: str, name: str) -> str:
-    close = difflib.get_close_matches(field, REGISTRY[name].model_fields, n=1)
-    if close:
-        return f" of {name}; did you mean '{close[0]}'"
-    others = [other for other in REGISTRY if field in REGISTRY[other].model_fields]
-    return f" of {name}; it belongs to name = {' or '.join(map(repr, others))}" if others else ""
-
-
-def _unknown_objective(content: dict[str, Any]) -> str:
-    name = _objective_name(content["objective"])
-    close = difflib.get_close_matches(name, REGISTRY, n=1)
-    guess = f"; did you mean '{close[0]}'" if close else ""
-    return f"unknown objective '{name}'{guess}; there are {', '.join(sorted(REGISTRY))}"

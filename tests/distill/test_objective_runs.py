@@ -77,10 +77,9 @@ def test_two_processes_take_the_same_steps(
     records = succeed(tiny_target, tmp_path / "run", 2, **settings(name))
     for ours, theirs in zip(train_records(records)[:10], expected, strict=True):
         assert ours["tokens"] == theirs["tokens"]
-        assert ours["student_share"] == theirs["student_share"]
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
-        assert ours.get("t") == pytest.approx(theirs.get("t"), rel=1e-6)
-        assert ours.get("replay_share") == theirs.get("replay_share")
+        for field in {"student_share", "replay_share", "student_chance", "t"} & set(theirs):
+            assert ours[field] == pytest.approx(theirs[field], rel=1e-6)
 
 
 GIVEN = '{"prompt": "Say a word.", "response": "draft"}\n{"prompt": "Two.", "response": "a b"}\n'
