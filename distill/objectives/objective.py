@@ -175,10 +175,10 @@ class Course:
 
 REGISTRY: dict[str, type[ObjectiveSection]] = {}
 
-_Registered = TypeVar("_Registered", bound=type[ObjectiveSection])
+_Registered = TypeVar("_Registered", bound=ObjectiveSection)
 
 
-def register(section: _Registered) -> _Registered:
+def register(section: type[_Registered]) -> type[_Registered]:
     """Let recipes choose the objective by its name."""
     name = section.model_fields["name"].default
     assert isinstance(name, str), "a section has its name as default"

@@ -249,5 +249,5 @@ def _perturbed(model: torch.nn.Module, seed: int) -> torch.nn.Module:
     torch.manual_seed(seed)
     with torch.no_grad():
         for weight in model.parameters():
-            weight += 0.05 * weight.std() * torch.randn_like(weight)
+            weight.add_(torch.randn_like(weight), alpha=0.05 * weight.std().item())
     return model

@@ -109,7 +109,7 @@ def test_each_kind_of_text_trains_a_small_vocabulary(
 def test_a_mixture_draws_from_all_three(
     tiny_target: Path, tmp_path: Path, given: dict[str, Any]
 ) -> None:
-    fractions = {"rollout__student_fraction": 0.4, "rollout__given_fraction": 0.3}
+    fractions: dict[str, Any] = {"rollout__student_fraction": 0.4, "rollout__given_fraction": 0.3}
     records = succeed(tiny_target, tmp_path / "run", **given, **fractions)
     shares = [record["student_share"] for record in train_records(records)]
     assert 0 < sum(shares) < len(shares)
@@ -118,7 +118,7 @@ def test_a_mixture_draws_from_all_three(
 def test_adaspec_trains_the_chosen_share(
     tiny_target: Path, tmp_path: Path, whole_runs: dict[str, Path]
 ) -> None:
-    reference = {
+    reference: dict[str, Any] = {
         "objective__name": "adaspec",
         "objective__reference": str(whole_runs["taid"] / "draft"),
         "train__steps": 2,

@@ -32,7 +32,7 @@ def test_overrides_are_typed_by_toml_and_else_text(tmp_path: Path) -> None:
     overrides = ["train.steps=7", "objective.divergence=jsd", "student.layers=[0, 3]"]
     recipe = load_recipe(path, overrides)
     assert recipe.train.steps == 7
-    assert recipe.objective.divergence == "jsd"
+    assert recipe.objective == DistillSpecSection(divergence="jsd")
     assert recipe.student.layers == [0, 3]
     assert recipe.name == "mine", "the file's name is the default"
 
