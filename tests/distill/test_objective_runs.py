@@ -92,7 +92,19 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {"data__train": str(prompts), "data__heldout": str(prompts), "train__steps": 2}
 
 
-@pytest.mark.parametrize("name", ["sft", "seq_kd", "self_distillation", "minima", "lk"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sft",
+        "seq_kd",
+        "self_distillation",
+        pytest.param("minima", marks=SLOW),
+        pytest.param("lk", marks=SLOW),
+    ],
+)
 def test_each_kind_of_text_trains_a_small_vocabulary(
     tiny_target: Path, tmp_path: Path, given: dict[str, Any], name: str
 ) -> None:
@@ -139,7 +151,7 @@ def test_what_the_data_lacks_is_one_sentence(tiny_target: Path, tmp_path: Path) 
         ({"rollout__given_fraction": 0.5}, "no response, which rollout.given_fraction needs"),
         (
             {"objective__name": "self_distillation", "data__limit": 2},
-            "data.heldout: 1 of 3 prompts have no response, which self_distillation needs",
+            "data.heldout: 4 of 4 prompts have no response, which self_distillation needs",
         ),
         (
             {"objective__name": "adaspec", "objective__reference": str(tmp_path)},
