@@ -39,6 +39,7 @@ batch_size = 64
 
 [train]
 steps = 1
+save_every = 1000000
 micro_batch_size = 8
 learning_rate = 1e-3
 weight_decay = 0.1
@@ -193,7 +194,6 @@ def settings(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any
         "train.steps": options.steps,
         "train.batch_size": options.batch_size,
         "train.eval_every": max(1, options.steps // 6),
-        "train.save_every": options.steps,
         "rollout.max_new_tokens": options.max_new_tokens,
     }
     fields |= {f"student.{one.partition('=')[0]}": one.partition("=")[2] for one in options.student}
