@@ -78,7 +78,8 @@ def main() -> None:
         "jsd", **KNOBS, temperature=1.7, interpolation=0.4, label_weight=0.5, softcap=3.0
     )
     compare(every, backend, dtype, part)
-    dist.destroy_process_group()
+    dist.barrier()
+    os._exit(0)  # taking gloo's threads down aborted about one process in ten
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
