@@ -19,9 +19,8 @@ keys = typer.Typer(no_args_is_help=True, help="Make, list and revoke API keys.")
 def create(
     name: Annotated[str, typer.Argument(help="What to call the key: a user or an application.")],
     scope: Annotated[
-        list[Scope] | None,
-        typer.Option(help="`infer`: answer prompts; `admin`: everything. May be repeated. [infer]"),
-    ] = None,
+        Scope, typer.Option(help="`infer`: answer prompts; `admin`: everything.")
+    ] = "infer",
     max_concurrent: Annotated[
         int | None, typer.Option(min=1, help="Requests at a time; one more gets 429. [no limit]")
     ] = None,
@@ -32,7 +31,7 @@ def create(
 
         draftsmith keys create my-app --max-concurrent 8
     """
-    print(_store().create(name, scope or ["infer"], max_concurrent))
+    print(_store().create(name, [scope], max_concurrent))
 
 
 @keys.command("list")

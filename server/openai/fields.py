@@ -109,6 +109,7 @@ class EngineRequest(BaseModel):
         """The body that vLLM gets: the fields that the client set, but the dropped ones."""
         left_out = {"speculation", *(self.model_extra or {})}
         body = self.model_dump(exclude_unset=True, exclude=left_out, by_alias=True)
+        body = {name: value for name, value in body.items() if value is not None}
         if self.speculation is not None and self.speculation.lookahead is not None:
             body["vllm_xargs"] = {LOOKAHEAD_ARGUMENT: self.speculation.lookahead}
         return body

@@ -5,26 +5,29 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 MAX_SCHEMA_CHARS = 1 << 16
 """A schema is compiled to a grammar, inside the engine: its size bounds what that costs."""
 
 
+def _not_huge(schema: dict[str, Any]) -> dict[str, Any]:
+    if len(json.dumps(schema)) > MAX_SCHEMA_CHARS:
+        raise ValueError(f"is longer than {MAX_SCHEMA_CHARS} characters")
+    return schema
+
+
+Schema = Annotated[dict[str, Any], AfterValidator(_not_huge)]
+SchemaName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+
+
 class JsonSchema(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    name: SchemaName
     description: str | None = None
-    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    schema_: Annotated[Schema, Field(alias="schema")]
     strict: bool | None = None
-
-    @field_validator("schema_")
-    @classmethod
-    def _schema_is_not_huge(cls, schema: dict[str, Any]) -> dict[str, Any]:
-        if len(json.dumps(schema)) > MAX_SCHEMA_CHARS:
-            raise ValueError(f"is longer than {MAX_SCHEMA_CHARS} characters")
-        return schema
 
 
 class ResponseFormat(BaseModel):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from draftsmith.server.openai.fields import Count, EngineRequest, Penalty, wrong_field
-from draftsmith.server.openai.formats import JsonSchema
+from draftsmith.server.openai.formats import Schema, SchemaName
 from draftsmith.server.openai.tools import MAX_TOOLS, FunctionName
 
 _ITEMS = ("message", "function_call", "function_call_output", "reasoning")
@@ -26,17 +26,22 @@ class ResponseTool(BaseModel):
     strict: bool | None = None
 
 
-class TextFormat(JsonSchema):
-    """`text.format`; the schema's fields stand beside its type here."""
+class TextFormat(BaseModel):
+    """`text.format`: like `response_format`, but the schema's fields stand beside its type."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
 
     type: Literal["text", "json_object", "json_schema"]
-    name: str = "answer"
-    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None  # type: ignore[assignment]
+    name: SchemaName | None = None
+    description: str | None = None
+    schema_: Annotated[Schema | None, Field(alias="schema")] = None
+    strict: bool | None = None
 
     @model_validator(mode="after")
     def _schema_where_it_belongs(self) -> TextFormat:
-        if (self.schema_ is not None) != (self.type == "json_schema"):
-            raise ValueError("'schema' goes with type 'json_schema', and only with it")
+        given = {self.name is not None, self.schema_ is not None}
+        if given != {self.type == "json_schema"}:
+            raise ValueError("'name' and 'schema' go with type 'json_schema', and only with it")
         return self
 
 
@@ -122,4 +127,8 @@ class ResponsesRequest(EngineRequest):
         return self
 
     def for_engine(self) -> dict[str, Any]:
-        return {**super().for_engine(), "store": False}
+        body = super().for_engine()
+        for tool in body.get("tools", []):
+            for name in ("parameters", "strict"):  # vLLM wants them named, if only as null
+                tool.setdefault(name, None)
+        return {**body, "store": False}
