@@ -65,20 +65,20 @@ class Admission:
     def _claim_share(self, key: ApiKey | None) -> None:
         if key is None:
             return
-        if key.max_concurrent is not None and self._of_key[key.name] >= key.max_concurrent:
+        if key.max_concurrent is not None and self._of_key[key.sha256] >= key.max_concurrent:
             raise ApiError(
                 429,
                 f"This key may have {key.max_concurrent} requests at a time: wait for one to end.",
                 code="rate_limit_exceeded",
                 retry_after_s=_BUSY_RETRY_S,
             )
-        self._of_key[key.name] += 1
+        self._of_key[key.sha256] += 1
 
     def _return_share(self, key: ApiKey | None) -> None:
         if key is not None:
-            self._of_key[key.name] -= 1
-            if not self._of_key[key.name]:
-                del self._of_key[key.name]
+            self._of_key[key.sha256] -= 1
+            if not self._of_key[key.sha256]:
+                del self._of_key[key.sha256]
 
 
 class Slot:

@@ -23,7 +23,7 @@ def speculation_scheduler(vllm_config: Any, **options: Any) -> Scheduler:
     return variant(vllm_config=vllm_config, **options)
 
 
-class SpeculationScheduler(Scheduler):  # type: ignore[misc]
+class SpeculationScheduler(Scheduler):
     """Steps one after the other: proposals are known before they are scheduled."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -44,7 +44,7 @@ class SpeculationScheduler(Scheduler):  # type: ignore[misc]
         super()._update_after_schedule(scheduler_output)
 
 
-class OverlappedSpeculationScheduler(AsyncScheduler):  # type: ignore[misc]
+class OverlappedSpeculationScheduler(AsyncScheduler):
     """Steps overlap (GPU): placeholders are scheduled, the worker fills in the proposals.
 
     The draft always runs to its full length here, because the worker's CUDA graphs are

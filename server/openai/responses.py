@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from draftsmith.server.openai.fields import Count, EngineRequest, Penalty, wrong_field
 from draftsmith.server.openai.formats import Schema, SchemaName
-from draftsmith.server.openai.tools import MAX_TOOLS, FunctionName
+from draftsmith.server.openai.tools import MAX_TOOLS, FunctionName, hold_to_schemas
 
 _ITEMS = ("message", "function_call", "function_call_output", "reasoning")
 _TEXT_PARTS = ("input_text", "output_text", "text", "refusal", "summary_text", "reasoning_text")
@@ -128,7 +128,7 @@ class ResponsesRequest(EngineRequest):
 
     def for_engine(self) -> dict[str, Any]:
         body = super().for_engine()
+        hold_to_schemas(body.get("tools", []))  # what OpenAI's service does by default here
         for tool in body.get("tools", []):
-            for name in ("parameters", "strict"):  # vLLM wants them named, if only as null
-                tool.setdefault(name, None)
+            tool.setdefault("parameters", None)  # vLLM wants it named, if only as null
         return {**body, "store": False}

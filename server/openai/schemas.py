@@ -13,6 +13,7 @@ from draftsmith.server.openai.tools import (
     FunctionTool,
     ToolCall,
     check_tool_choice,
+    hold_to_schemas,
 )
 
 MAX_SEQUENCES = 64
@@ -144,6 +145,8 @@ class ChatRequest(GenerationRequest):
         if not self.tools:  # vLLM refuses an empty list; OpenAI's clients send one
             body.pop("tools", None)
             body.pop("tool_choice", None)
+        elif self.tool_choice not in (None, "none", "auto"):
+            hold_to_schemas(one["function"] for one in body["tools"])
         return body
 
 

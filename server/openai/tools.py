@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -76,3 +76,14 @@ def check_tool_choice(choice: Any, names: Sequence[str]) -> None:
         raise wrong_field("tool_choice", reason)
     if name not in names:
         raise wrong_field("tool_choice", "names a function that is not among 'tools'")
+
+
+def hold_to_schemas(functions: Iterable[dict[str, Any]]) -> None:
+    """Make vLLM write arguments by each function's schema, where the client did not say.
+
+    Otherwise the arguments of a forced call may be any JSON, such as a bare number.
+    """
+    for function in functions:
+        if function.get("strict") is None:
+            function["strict"] = True
+            function["parameters"] = function.get("parameters") or {"type": "object"}

@@ -148,7 +148,7 @@ def test_shares_and_queue_over_http(models: Models, tmp_path: Path) -> None:
     store = KeyStore(Home(tmp_path).ensure().keys)
     one, two = store.create("one", ["infer"], max_concurrent=2), store.create("two", ["infer"])
     boss = store.create("boss", ["admin"])
-    limits = {"max_in_flight": 2, "max_queued": 1}
+    limits: dict[str, Any] = {"max_in_flight": 2, "max_queued": 1}
     with (
         ThreadPoolExecutor(4) as pool,
         serving(tmp_path, models.target, answering(answer), **limits) as url,

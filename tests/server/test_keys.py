@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -64,13 +65,13 @@ def test_every_stored_key_is_compared(store: KeyStore, monkeypatch: pytest.Monke
     for name in ("b", "c"):
         store.create(name, ["infer"])
     compared = []
-    compare = keys_module.hmac.compare_digest
+    compare = hmac.compare_digest
 
     def counting(one: str, other: str) -> bool:
         compared.append(other)
         return compare(one, other)
 
-    monkeypatch.setattr(keys_module.hmac, "compare_digest", counting)
+    monkeypatch.setattr(hmac, "compare_digest", counting)
     fresh = KeyStore(store.file, [settings_key("a-key-of-some-length")])
     assert fresh.find(first) is not None
     assert len(set(compared)) == 4

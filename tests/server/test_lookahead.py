@@ -15,10 +15,11 @@ PROMPT = [7, 20, 31, 45, 9, 77, 12, 150]
 
 
 def complete(gateway: GatewayProcess, speculation: object = None, **options: Any) -> Any:
-    values = {"prompt": PROMPT, "max_tokens": 41, "temperature": 0} | options
-    extra = {"ignore_eos": True, "return_token_ids": True}
-    wish = {} if speculation is None else {"speculation": speculation}
-    return gateway.openai().completions.create(model=MODEL, extra_body=extra | wish, **values)
+    values: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 41, "temperature": 0} | options
+    extra: dict[str, Any] = {"ignore_eos": True, "return_token_ids": True}
+    extra |= {} if speculation is None else {"speculation": speculation}
+    create: Any = gateway.openai().completions.create
+    return create(model=MODEL, extra_body=extra, **values)
 
 
 def figures(answer: Any) -> dict[str, Any]:
@@ -82,7 +83,7 @@ def test_figures_in_headers_and_in_the_last_chunk(gateway: GatewayProcess) -> No
     assert float(raw.headers["x-tokens-per-target-call"]) == pytest.approx(1 + K)
     assert raw.headers["x-draftsmith-engine"] == "speculative"
 
-    usage = {"include_usage": True}
+    usage: Any = {"include_usage": True}
     for stream in (
         client.chat.completions.create(**chat, stream=True, stream_options=usage),
         complete(gateway, stream=True, stream_options=usage),

@@ -41,30 +41,29 @@ def url(fleet: Fleet, models: Models, tmp_path: Path, seen: list[dict[str, Any]]
         yield where
 
 
-def create(url: str, extra: dict[str, Any], **options: Any) -> tuple[Any, str]:
+def complete(url: str, extra: dict[str, Any], **options: Any) -> tuple[Any, str]:
     values = {"prompt": PROMPT, "max_tokens": 6, "temperature": 0} | options
     extra = {"return_token_ids": True, "ignore_eos": True} | extra
-    raw = strict_client(url).completions.with_raw_response.create(
-        model="target", extra_body=extra, **values
-    )
+    create: Any = strict_client(url).completions.with_raw_response.create
+    raw = create(model="target", extra_body=extra, **values)
     return raw.parse(), raw.headers["x-draftsmith-engine"]
 
 
 def test_what_vllm_refuses_beside_a_draft(url: str, seen: list[dict[str, Any]]) -> None:
-    biased, engine = create(url, {}, logit_bias={"65": 100})
+    biased, engine = complete(url, {}, logit_bias={"65": 100})
     assert engine == "plain"
     assert biased.choices[0].token_ids == [65] * 6, "the bias must have its effect"
-    likeliest, engine = create(url, {"min_p": 1.0}, temperature=2.0)
+    likeliest, engine = complete(url, {"min_p": 1.0}, temperature=2.0)
     assert engine == "plain"
-    greedy, _ = create(url, {"speculation": {"enabled": False}})
+    greedy, _ = complete(url, {"speculation": {"enabled": False}})
     assert likeliest.choices[0].token_ids == greedy.choices[0].token_ids
     assert seen == []
 
 
 def test_the_rest_goes_to_the_engine_with_the_draft(url: str, seen: list[dict[str, Any]]) -> None:
-    assert create(url, {})[1] == "speculative"
-    assert create(url, {"min_p": 0}, logit_bias={})[1] == "speculative"
-    assert create(url, {"speculation": {"num_tokens": 2}})[1] == "speculative"
+    assert complete(url, {})[1] == "speculative"
+    assert complete(url, {"min_p": 0}, logit_bias={})[1] == "speculative"
+    assert complete(url, {"speculation": {"num_tokens": 2}})[1] == "speculative"
     assert len(seen) == 3
     assert seen[2]["vllm_xargs"] == {"draftsmith_lookahead": 2}
     assert not any("speculation" in body for body in seen)
@@ -72,7 +71,7 @@ def test_the_rest_goes_to_the_engine_with_the_draft(url: str, seen: list[dict[st
 
 def test_wishes_that_exclude_each_other(url: str) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        create(url, {"speculation": {"enabled": True}}, logit_bias={"65": 1})
+        complete(url, {"speculation": {"enabled": True}}, logit_bias={"65": 1})
     assert caught.value.code == "unsupported_with_speculation"
     assert caught.value.param == "logit_bias"
 
@@ -83,10 +82,10 @@ def test_without_any_draft(models: Models, tmp_path: Path, seen: list[dict[str, 
         return httpx.Response(200, json=completion())
 
     with serving(tmp_path, models.target, answering(answer)) as url:
-        assert create(url, {}, logit_bias={"65": 1})[1] == "plain"
-        assert create(url, {"speculation": {"enabled": False}})[1] == "plain"
+        assert complete(url, {}, logit_bias={"65": 1})[1] == "plain"
+        assert complete(url, {"speculation": {"enabled": False}})[1] == "plain"
         with pytest.raises(openai.BadRequestError, match="none is served"):
-            create(url, {"speculation": {"enabled": True}})
+            complete(url, {"speculation": {"enabled": True}})
 
 
 def test_settings(models: Models, tmp_path: Path) -> None:
