@@ -14,7 +14,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt and a response to it, as token ids; `source` is student or recorded."""
+    """A prompt and a response to it, as token ids. `source` is `recorded` for answers of the
+    teacher or the data, else `student`, or `replay` where the student wrote it earlier."""
 
     prompt: tuple[int, ...]
     response: tuple[int, ...]
@@ -24,21 +25,36 @@ class Example:
     def length(self) -> int:
         return len(self.prompt) + len(self.response)
 
+    @property
+    def has_labels(self) -> bool:
+        return self.source == "recorded"
+
 
 @dataclass(frozen=True)
 class Batch:
     """tokens_BT with attention_BT over real tokens and predicts_BT over the positions whose
     *next* token belongs to a response: masks go by position, so a stop token that equals the
-    padding token is still trained."""
+    padding token is still trained. recorded_B is true where the response gives hard labels."""
 
     tokens_BT: Tensor
     attention_BT: Tensor
     predicts_BT: Tensor
+    recorded_B: Tensor
 
     @property
     def labels_N(self) -> Tensor:
         """The response tokens, in the order in which predicts_BT selects hidden states."""
         return self.tokens_BT[:, 1:][self.predicts_BT[:, :-1]]
+
+    @property
+    def recorded_N(self) -> Tensor:
+        return self.recorded_B[:, None].expand_as(self.predicts_BT)[self.predicts_BT]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Number of response tokens of each sequence."""
+        lengths: list[int] = self.predicts_BT.sum(-1).tolist()
+        return lengths
 
 
 def make_batch(examples: Sequence[Example], pad_token: int, device: torch.device) -> Batch:
@@ -52,7 +68,9 @@ def make_batch(examples: Sequence[Example], pad_token: int, device: torch.device
         tokens_BT[row, : len(tokens)] = tokens
         attention_BT[row, : len(tokens)] = 1
         predicts_BT[row, len(example.prompt) - 1 : len(tokens) - 1] = True
-    return Batch(tokens_BT.to(device), attention_BT.to(device), predicts_BT.to(device))
+    recorded_B = torch.tensor([example.has_labels for example in examples])
+    tensors = (tokens_BT, attention_BT, predicts_BT, recorded_B)
+    return Batch(*(tensor.to(device) for tensor in tensors))
 
 
 def response_states(model_body: torch.nn.Module, batch: Batch) -> Tensor:

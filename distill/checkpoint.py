@@ -20,15 +20,21 @@ MARKER = "COMPLETE.json"
 _TAG = "state"
 
 
-def save_checkpoint(folder: Path, engine: Any, step: int, keep: int) -> Path:
-    """Write the state after `step` steps under `folder` and drop all but the newest `keep`."""
+def save_checkpoint(folder: Path, engine: Any, step: int, keep: int, state: dict[str, Any]) -> Path:
+    """Write the state after `step` steps under `folder` and drop all but the newest `keep`.
+
+    Args:
+        state: what the run knows beside the engine's own state, the same on all processes: plain
+            numbers, strings, lists and dicts.
+    """
     final = folder / f"step-{step:08d}"
     partial = final.with_suffix(".partial")
     if distributed.is_main():
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     distributed.barrier()
-    engine.save_checkpoint(str(partial), tag=_TAG, client_state={"step": step}, save_latest=False)
+    client_state = {"step": step, "run": state}
+    engine.save_checkpoint(str(partial), tag=_TAG, client_state=client_state, save_latest=False)
     distributed.barrier()
     if distributed.is_main():
         _complete(partial, step)
@@ -41,16 +47,20 @@ def save_checkpoint(folder: Path, engine: Any, step: int, keep: int) -> Path:
     return final
 
 
-def load_checkpoint(folder: Path, engine: Any) -> int:
-    """Restore the newest complete checkpoint into `engine` and return its step; 0 without one."""
+def load_checkpoint(folder: Path, engine: Any) -> tuple[int, dict[str, Any] | None]:
+    """Restore the newest complete checkpoint into `engine`.
+
+    Returns:
+        (step, state) as they were saved; (0, None) where there is no checkpoint.
+    """
     newest = None
     if distributed.is_main():
         newest = next((path for path in reversed(_steps(folder)) if _is_intact(path)), None)
     path = distributed.gather_objects(newest)[0]
     if path is None:
-        return 0
+        return 0, None
     _, state = engine.load_checkpoint(str(path), tag=_TAG)
-    return int(state["step"])
+    return int(state["step"]), state["run"]
 
 
 def _complete(partial: Path, step: int) -> None:

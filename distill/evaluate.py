@@ -193,8 +193,7 @@ def _sums(stats: PairStats, labels_N: Tensor) -> Tensor:
 def _responses(stats: PairStats, batch: Batch, temperature: float) -> list[_Response]:
     greedy_N = greedy_log_ratio_T(batch.labels_N, stats.draft_argmax_N)
     ratio_N = log_ratio_T(stats.log_p_N, stats.log_q_N) if temperature > 0 else greedy_N
-    lengths = batch.predicts_BT.sum(-1).tolist()
-    parts = zip(ratio_N.split(lengths), greedy_N.split(lengths), strict=True)
+    parts = zip(ratio_N.split(batch.lengths), greedy_N.split(batch.lengths), strict=True)
     return [_Response(ratio_T.clone(), greedy_T.clone()) for ratio_T, greedy_T in parts]
 
 

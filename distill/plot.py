@@ -37,7 +37,7 @@ def _plot_loss(axes: Any, steps: list[dict[str, Any]]) -> None:
     ]
     axes.plot(x, loss, color="tab:blue", alpha=0.25, linewidth=0.8)
     axes.plot(x, smooth, color="tab:blue", label=f"mean of {_SMOOTHING} steps")
-    axes.set(xlabel="step", ylabel="divergence, nats a token", title="Training loss")
+    axes.set(xlabel="step", ylabel="loss, nats a token", title="Training loss")
     axes.set_yscale("log")  # the first steps would hide all others
     axes.legend(frameon=False)
 

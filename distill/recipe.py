@@ -6,25 +6,31 @@ module is one of the two that the server imports from `distill`; it never import
 
 from __future__ import annotations
 
-import difflib
+import operator
 import tomllib
+from functools import reduce
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
-Divergence = Literal[
-    "forward_kl", "reverse_kl", "jsd", "tvd", "skew_kl", "skew_reverse_kl", "lk", "lk_hybrid"
-]
+from draftsmith.distill.objectives import REGISTRY, DistillSpecSection, ObjectiveSection
+from draftsmith.distill.objectives.objective import DEFAULT_STUDENT_FRACTION
+from draftsmith.distill.refusal import objective_name, refusal
+from draftsmith.distill.section import Section
+
 DType = Literal["float32", "bfloat16", "auto"]
 BUILTIN_FOLDER = Path(__file__).parent / "recipes"
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+if TYPE_CHECKING:
+    AnyObjective = ObjectiveSection
+else:
+    _TAGGED = [Annotated[section, Tag(name)] for name, section in REGISTRY.items()]
+    AnyObjective = Annotated[reduce(operator.or_, _TAGGED), Discriminator(objective_name)]
 
 
-class TeacherSection(_Section):
+class TeacherSection(Section):
     model: str = "smollm2-135m"
     """A folder, a name in the local store, or a Hugging Face hub id."""
     dtype: DType = "auto"
@@ -37,7 +43,7 @@ class TeacherSection(_Section):
         return self.keep_states_gib * 2**30
 
 
-class StudentSection(_Section):
+class StudentSection(Section):
     init: Literal["cut", "random"] = "cut"
     """`cut` takes layers and embedding out of the teacher; `random` takes only its shape."""
     layers: list[int] | None = None
@@ -67,7 +73,7 @@ class StudentSection(_Section):
         return self
 
 
-class DataSection(_Section):
+class DataSection(Section):
     train: str = "draftsmith:stdlib/train"
     """Prompts: a JSONL file, a built-in set, or a Hugging Face dataset (folder or `hf:ID`)."""
     heldout: str = "draftsmith:stdlib/heldout"
@@ -80,10 +86,12 @@ class DataSection(_Section):
     does. Held-out answers are always the teacher's: acceptance is defined on its text."""
 
 
-class RolloutSection(_Section):
-    student_fraction: float = Field(0.5, ge=0, le=1)
+class RolloutSection(Section):
+    student_fraction: float | None = Field(None, ge=0, le=1)
     """Chance, drawn per prompt, that the response is the student's own (on-policy) rather than
-    a recorded answer of the teacher."""
+    a recorded answer of the teacher. By default 0.5, or what the objective is defined on."""
+    given_fraction: float = Field(0.0, ge=0, le=1)
+    """Chance that the response is the one that the data gives, which every prompt then needs."""
     student_from_step: int = Field(0, ge=0)
     """First step with student rollouts: the first samples of a raw student are noise."""
     steps_ahead: int = Field(1, ge=1)
@@ -100,19 +108,7 @@ class RolloutSection(_Section):
     """Sequences generated together. It changes speed, not what is sampled."""
 
 
-class ObjectiveSection(_Section):
-    divergence: Divergence = "forward_kl"
-    beta: float = Field(0.5, gt=0, lt=1)
-    """Weight of the teacher in jsd's mixture; unused by the others."""
-    alpha: float = Field(0.1, gt=0, lt=1)
-    """Share of a skewed divergence's own first argument in its mixture (skew_kl,
-    skew_reverse_kl)."""
-    eta: float = Field(3.0, ge=0)
-    """How fast lk_hybrid turns from KL to total variation as the overlap grows."""
-    temperature: float = Field(1.0, gt=0)
-
-
-class TrainSection(_Section):
+class TrainSection(Section):
     steps: int = Field(ge=1)
     batch_size: int = Field(16, ge=1)
     """Prompts a step, over all processes and micro-batches."""
@@ -132,7 +128,7 @@ class TrainSection(_Section):
     keep_checkpoints: int = Field(2, ge=1)
 
 
-class EvaluateSection(_Section):
+class EvaluateSection(Section):
     temperature: float = Field(0.0, ge=0)
     """Of serving: 0 is greedy."""
     top_p: float = Field(1.0, gt=0, le=1)
@@ -148,20 +144,20 @@ class EvaluateSection(_Section):
         return self
 
 
-class ExportSection(_Section):
+class ExportSection(Section):
     name: str | None = None
     """Name in the registry; the recipe's name by default."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
 
 
-class Recipe(_Section):
+class Recipe(Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
     seed: int = Field(0, ge=0)
     teacher: TeacherSection = TeacherSection()
     student: StudentSection = StudentSection()
     data: DataSection = DataSection()
     rollout: RolloutSection = RolloutSection()
-    objective: ObjectiveSection = ObjectiveSection()
+    objective: AnyObjective = DistillSpecSection()
     train: TrainSection
     evaluate: EvaluateSection = EvaluateSection()
     export: ExportSection = ExportSection()
@@ -171,6 +167,37 @@ class Recipe(_Section):
         if self.train.save_every % self.rollout.steps_ahead:
             raise ValueError("train.save_every must be a multiple of rollout.steps_ahead")
         return self
+
+    @model_validator(mode="after")
+    def _sources_go_with_the_objective(self) -> Self:
+        self.objective.check(self)
+        rollout = self.rollout
+        if (rollout.student_fraction or 0) + rollout.given_fraction > 1:
+            raise ValueError("rollout.given_fraction and student_fraction add up to more than 1")
+        if rollout.given_fraction and self.data.responses == "given":
+            raise ValueError(
+                "rollout.given_fraction: data.responses = 'given' already trains on given "
+                "responses: leave one of them out"
+            )
+        return self
+
+    @property
+    def needs_given_responses(self) -> bool:
+        """Whether every training prompt must come with a response."""
+        return self.objective.text == "given" or self.rollout.given_fraction > 0
+
+    @property
+    def uses_given_responses(self) -> bool:
+        return self.needs_given_responses or self.data.responses == "given"
+
+    @property
+    def student_fraction(self) -> float:
+        """Share of on-policy responses; an adaptive schedule may replace it."""
+        if self.rollout.student_fraction is not None:
+            return self.rollout.student_fraction
+        if self.objective.text != "any":
+            return 0.0
+        return min(DEFAULT_STUDENT_FRACTION, 1 - self.rollout.given_fraction)
 
     @property
     def export_name(self) -> str:
@@ -211,14 +238,7 @@ def parse_recipe(content: dict[str, Any], origin: str) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        # A misspelt name is told before the field that it leaves missing.
-        unknown = [one for one in error.errors() if one["type"] == "extra_forbidden"]
-        first = (unknown or error.errors())[0]
-        where = [str(part) for part in first["loc"]]
-        message = first["msg"].removeprefix("Value error, ")
-        if unknown:
-            message = "unknown field" + _suggestion(where)
-        raise ValueError(f"{origin}: {'.'.join(where)}: {message}.") from error
+        raise ValueError(f"{origin}: {refusal(error, content, Recipe)}.") from error
 
 
 def _find(source: str | Path) -> Path:
@@ -246,11 +266,3 @@ def _apply(content: dict[str, Any], override: str) -> None:
         if not isinstance(content, dict):
             raise ValueError(f"--set {override}: '{section}' is a field, not a section.")
     content[field] = value
-
-
-def _suggestion(where: list[str]) -> str:
-    model: Any = Recipe
-    for part in where[:-1]:
-        model = model.model_fields[part].annotation
-    close = difflib.get_close_matches(where[-1], model.model_fields, n=1)
-    return f"; did you mean '{close[0]}'" if close else ""

@@ -1,4 +1,8 @@
-"""What a step trains on: for each prompt the student's own response or a recorded answer."""
+"""What a step trains on: for each prompt the student's own response or a recorded one.
+
+Whose it is follows from the recipe's mixture or from an objective's schedule, by a draw that
+belongs to the step and the place in the batch.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,9 @@ from draftsmith.distill import distributed
 from draftsmith.distill.answers import Answer, EncodedPrompt
 from draftsmith.distill.batch import Example
 from draftsmith.distill.draws import draw_bits, draw_uniform, prompts_of_step
+from draftsmith.distill.objectives import Course
 from draftsmith.distill.recipe import Recipe, RolloutSection
+from draftsmith.distill.replay import ReplayBuffer
 from draftsmith.distill.sampling import Sampling, generate
 from draftsmith.distill.vocabulary import hold_rows
 
@@ -29,12 +35,13 @@ def teacher_samplings(section: RolloutSection) -> list[Sampling]:
 def recorded_examples(
     prompts: Sequence[EncodedPrompt], answers: Sequence[Sequence[Answer]]
 ) -> list[Example]:
-    """Every recorded answer as an example."""
-    return [
-        Example(prompt.tokens, answer.tokens, "recorded")
-        for prompt, options in zip(prompts, answers, strict=True)
-        for answer in options
-    ]
+    """Every answer of the teacher and of the data as an example, none twice."""
+    examples = []
+    for prompt, options in zip(prompts, answers, strict=True):
+        texts = [answer.tokens for answer in options]
+        texts += [prompt.answer] if prompt.answer is not None else []
+        examples += [Example(prompt.tokens, text, "recorded") for text in texts]
+    return list(dict.fromkeys(examples))
 
 
 def rollout(
@@ -45,15 +52,24 @@ def rollout(
     answers: Sequence[Sequence[Answer]],
     stop_tokens: Sequence[int],
     dtype: torch.dtype,
+    course: Course,
+    replay: ReplayBuffer,
 ) -> list[list[Example]]:
     """This process's share of each step's examples, in the same order whatever their source.
 
-    The student's responses of all `steps` are sampled together.
+    The student's responses of all `steps` are sampled together, and put into `replay` after the
+    steps have been drawn: what is replayed was written before them.
     """
     every = range(distributed.rank(), recipe.train.batch_size, distributed.world_size())
     places = [(step, place) for step in steps for place in every]
     chosen = {step: prompts_of_step(recipe, step, len(prompts)) for step in steps}
-    own = [(step, place) for step, place in places if _is_student(recipe, step, place)]
+    sources = {
+        (step, place): course.source(
+            step, draw_uniform(recipe.seed, "source", step, place), len(replay)
+        )
+        for step, place in places
+    }
+    own = [place for place in places if sources[place] == "student"]
     autocast = torch.autocast(student.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
     with autocast, hold_rows(student, dtype):
         responses = generate(
@@ -67,18 +83,22 @@ def rollout(
     sampled = dict(zip(own, responses, strict=True))
 
     def example(step: int, place: int) -> Example:
-        index = chosen[step][place]
-        if (step, place) in sampled:
-            return Example(prompts[index].tokens, tuple(sampled[step, place]), "student")
-        options = answers[index]
+        prompt, options = prompts[chosen[step][place]], answers[chosen[step][place]]
+        source = sources[step, place]
+        if source == "student":
+            return Example(prompt.tokens, tuple(sampled[step, place]), "student")
+        if source == "replay":
+            return replay[draw_bits(recipe.seed, "replay", step, place) % len(replay)]
+        if source == "given":
+            assert prompt.answer is not None, "prepare() checks that every prompt has one"
+            return Example(prompt.tokens, prompt.answer, "recorded")
         pick = draw_bits(recipe.seed, "recorded", step, place) % len(options)
-        return Example(prompts[index].tokens, options[pick].tokens, "recorded")
+        return Example(prompt.tokens, options[pick].tokens, "recorded")
 
-    return [[example(step, place) for place in every] for step in steps]
-
-
-def _is_student(recipe: Recipe, step: int, place: int) -> bool:
-    section = recipe.rollout
-    if step < section.student_from_step:
-        return False
-    return draw_uniform(recipe.seed, "source", step, place) < section.student_fraction
+    drawn = [[example(step, place) for place in every] for step in steps]
+    if replay.capacity:
+        written = {place: example(*place) for place in own}
+        parts = distributed.gather_objects(written)
+        everyone = {place: one for part in parts for place, one in part.items()}
+        replay.add([everyone[place] for place in sorted(everyone)])
+    return drawn

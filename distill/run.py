@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from draftsmith.distill import distributed
 from draftsmith.distill.answers import Answer, EncodedPrompt, record_answers
 from draftsmith.distill.batch import Example
 from draftsmith.distill.folder import RunFolder
+from draftsmith.distill.manifest import read_draft_vocabulary
 from draftsmith.distill.models import (
     count_parameters,
     default_device,
@@ -29,20 +30,27 @@ from draftsmith.distill.rollout import teacher_samplings
 from draftsmith.distill.sampling import Sampling
 from draftsmith.distill.student import check_same_vocabulary, make_student
 from draftsmith.distill.teacher import Teacher
-from draftsmith.distill.vocabulary import frequent_tokens, restrict_head
+from draftsmith.distill.vocabulary import draft_tokens, frequent_tokens, restrict_head
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the training loop needs: models, prompts as tokens, and recorded answers."""
+    """What the training loop needs: models, prompts as tokens, and recorded answers.
+
+    Prompts hold the responses that the data gives where they are trained on; reference is the
+    model that chooses among tokens, where the objective has one. heldout are the teacher's
+    answers, heldout_given those of the data, where the objective looks at them.
+    """
 
     teacher: Teacher
+    reference: Teacher | None
     student: PreTrainedModel
     dtype: torch.dtype
     stop_tokens: list[int]
     prompts: list[EncodedPrompt]
     answers: list[list[Answer]]
     heldout: list[Example]
+    heldout_given: list[Example]
 
 
 def open_run(recipe: Recipe, root: Path, resume: bool) -> RunFolder:
@@ -76,8 +84,10 @@ def prepare(recipe: Recipe, folder: RunFolder) -> Prepared:
     train_set = load_prompts(recipe.data.train, limit=recipe.data.limit)
     heldout_set = load_prompts(recipe.data.heldout, limit=recipe.data.heldout_limit)
     tokenizer = load_tokenizer(teacher_folder)
-    prompts = _encode(train_set, tokenizer, recipe, recipe.data.responses == "given")
+    prompts = _encode(train_set, tokenizer, recipe, recipe.uses_given_responses)
+    _check_responses(prompts, recipe)
     heldout_prompts = _encode(heldout_set, tokenizer, recipe, with_answers=False)
+    heldout_given = _given_heldout(heldout_set, tokenizer, recipe)
 
     model = load_model(teacher_folder, torch_dtype(recipe.teacher.dtype)).to(default_device())
     student = make_student(model, recipe.student, recipe.seed).to(default_device())
@@ -87,7 +97,7 @@ def prepare(recipe: Recipe, folder: RunFolder) -> Prepared:
     answers = record_answers(
         folder.root / "answers-train.jsonl",
         model,
-        prompts,
+        _answered_by_the_teacher(prompts, recipe),
         teacher_samplings(recipe.rollout),
         seed=recipe.seed,
         stop_tokens=stops,
@@ -97,6 +107,8 @@ def prepare(recipe: Recipe, folder: RunFolder) -> Prepared:
     if recipe.student.vocabulary:
         texts = [prompt.tokens for prompt in prompts]
         texts += [answer.tokens for options in answers for answer in options]
+        if recipe.rollout.given_fraction:
+            texts += [prompt.answer for prompt in prompts if prompt.answer]
         size, vocab_size = recipe.student.vocabulary, model.config.vocab_size
         restrict_head(student, frequent_tokens(texts, stops, size, vocab_size))
     heldout_answers = record_answers(
@@ -115,12 +127,14 @@ def prepare(recipe: Recipe, folder: RunFolder) -> Prepared:
     ]
     return Prepared(
         teacher=Teacher(model, stops[0]),
+        reference=_load_reference(recipe, student, stops[0]),
         student=student,
         dtype=torch_dtype(recipe.train.dtype),
         stop_tokens=stops,
         prompts=prompts,
         answers=answers,
         heldout=heldout,
+        heldout_given=heldout_given,
     )
 
 
@@ -145,6 +159,67 @@ def _encode(
         )
         for prompt, tokens in zip(prompts, encoded, strict=True)
     ]
+
+
+def _check_responses(prompts: Sequence[EncodedPrompt], recipe: Recipe) -> None:
+    if not recipe.needs_given_responses:
+        return
+    missing = [prompt for prompt in prompts if prompt.answer is None]
+    if missing:
+        who = "rollout.given_fraction" if recipe.rollout.given_fraction else recipe.objective.name
+        raise ValueError(
+            f"data.train: {len(missing)} of {len(prompts)} prompts have no response, which {who} "
+            f"needs; the first one is {missing[0].id}."
+        )
+
+
+def _given_heldout(
+    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, recipe: Recipe
+) -> list[Example]:
+    if not recipe.objective.needs_heldout_responses:
+        return []
+    encoded = _encode(prompts, tokenizer, recipe, with_answers=True)
+    given = [Example(one.tokens, one.answer, "recorded") for one in encoded if one.answer]
+    if len(given) < len(encoded):
+        raise ValueError(
+            f"data.heldout: {len(encoded) - len(given)} of {len(encoded)} prompts have no "
+            f"response, which {recipe.objective.name} needs for its schedule: choose another "
+            "objective.schedule."
+        )
+    return given
+
+
+def _answered_by_the_teacher(
+    prompts: Sequence[EncodedPrompt], recipe: Recipe
+) -> list[EncodedPrompt]:
+    """Prompts that carry a given response are not answered; in a mixture both are wanted."""
+    if not recipe.rollout.given_fraction:
+        return list(prompts)
+    return [replace(prompt, answer=None) for prompt in prompts]
+
+
+def _load_reference(recipe: Recipe, student: PreTrainedModel, pad_token: int) -> Teacher | None:
+    name = recipe.objective.reference_model
+    if name is None:
+        return None
+    folder = Path(name).expanduser()
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"objective.reference: {folder} holds no model: give a draft's folder.")
+    model = load_model(folder, torch_dtype(recipe.train.dtype)).to(default_device())
+    vocab_size = student.config.vocab_size
+    if model.config.vocab_size != vocab_size:
+        raise ValueError(
+            f"objective.reference: {folder} has {model.config.vocab_size} tokens and the student "
+            f"{vocab_size}: give a draft of the same target."
+        )
+    theirs, token_D = read_draft_vocabulary(folder, vocab_size), draft_tokens(student)
+    ours = range(vocab_size) if token_D is None else token_D.tolist()
+    if theirs is not None and not set(ours) <= set(theirs):
+        raise ValueError(
+            f"objective.reference: {folder} may not propose all tokens that the student may: "
+            "train both with the same student.vocabulary and prompts."
+        )
+    return Teacher(model, pad_token)
 
 
 def _encode_answer(

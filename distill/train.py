@@ -25,11 +25,15 @@ from draftsmith.distill.checkpoint import load_checkpoint, save_checkpoint
 from draftsmith.distill.evaluate import Acceptance, evaluate, prepare_heldout
 from draftsmith.distill.export import export_draft
 from draftsmith.distill.folder import RunFolder
+from draftsmith.distill.loss import count_trained
 from draftsmith.distill.metrics import Metrics
 from draftsmith.distill.models import quiet_libraries
+from draftsmith.distill.objectives import Course
 from draftsmith.distill.plot import plot_curves
 from draftsmith.distill.progress import track
 from draftsmith.distill.recipe import Recipe, load_recipe
+from draftsmith.distill.replay import ReplayBuffer
+from draftsmith.distill.residuals import measure_residuals
 from draftsmith.distill.rollout import recorded_examples, rollout
 from draftsmith.distill.run import Prepared, open_run, prepare
 from draftsmith.distill.trainee import (
@@ -39,6 +43,7 @@ from draftsmith.distill.trainee import (
     start_engine,
     whole_student,
 )
+from draftsmith.distill.vocabulary import draft_tokens
 
 
 def train(recipe: Recipe, output: Path, *, resume: bool = False) -> RunFolder:
@@ -53,17 +58,28 @@ def train(recipe: Recipe, output: Path, *, resume: bool = False) -> RunFolder:
     """
     folder = open_run(recipe, output, resume)
     run = prepare(recipe, folder)
-    heldout = prepare_heldout(
-        run.teacher, run.heldout, run.stop_tokens[0], recipe.train.micro_batch_size
+    heldout, heldout_given = (
+        prepare_heldout(run.teacher, examples, run.stop_tokens[0], recipe.train.micro_batch_size)
+        for examples in (run.heldout, run.heldout_given)
     )
-    run.teacher.keep_states(recorded_examples(run.prompts, run.answers), recipe.teacher.keep_bytes)
+    if recipe.objective.uses_teacher:
+        recorded = recorded_examples(run.prompts, run.answers)
+        run.teacher.keep_states(recorded, recipe.teacher.keep_bytes)
     engine = start_engine(run.student, recipe, run.dtype)
-    start = load_checkpoint(folder.checkpoints, engine)
+    course = recipe.objective.start(recipe)
+    replay = ReplayBuffer(course.replay_capacity)
+    start, state = load_checkpoint(folder.checkpoints, engine)
+    if state is not None:
+        course.restore(state["objective"])
+        replay.restore(state["replay"])
     metrics = Metrics(folder.metrics, start, enabled=distributed.is_main())
 
     def measure(step: int, label: str = "") -> Acceptance:
         with whole_student(engine) as student:
             acceptance = evaluate(student, heldout, recipe.evaluate, label)
+            asked = recipe.objective.needs_heldout_responses
+            residuals = measure_residuals(student, heldout_given) if asked else None
+        course.after_evaluation(acceptance.forward_kl, residuals)
         metrics.write("evaluation", step, **acceptance.model_dump(mode="json"))
         return acceptance
 
@@ -74,6 +90,9 @@ def train(recipe: Recipe, output: Path, *, resume: bool = False) -> RunFolder:
                 export_draft(student, Path(recipe.teacher.model), recipe, into, evaluation)
         distributed.barrier()
 
+    if distributed.is_main():
+        for warning in course.warnings():
+            print(f"warning: {warning}", file=sys.stderr)
     if start == 0:
         acceptance = measure(0, "evaluation before")
         export(folder.initial, acceptance)
@@ -84,18 +103,29 @@ def train(recipe: Recipe, output: Path, *, resume: bool = False) -> RunFolder:
                 ahead = range(step, min(step + recipe.rollout.steps_ahead, recipe.train.steps))
                 with whole_student(engine) as student:
                     rollouts = rollout(
-                        student, recipe, ahead, run.prompts, run.answers, run.stop_tokens, run.dtype
+                        student,
+                        recipe,
+                        ahead,
+                        run.prompts,
+                        run.answers,
+                        run.stop_tokens,
+                        run.dtype,
+                        course,
+                        replay,
                     )
             examples = rollouts[step % recipe.rollout.steps_ahead]
             sampled = time.perf_counter()
-            record = train_step(engine, run, recipe, step, examples)
+            record = train_step(engine, run, recipe, course, step, examples)
             seconds = {"rollout": sampled - began, "update": time.perf_counter() - sampled}
             metrics.write("train", step + 1, **record, seconds=seconds)
             bar.advance(note=f"loss {record['loss']:.3f}")
             if (step + 1) % recipe.train.eval_every == 0 and step + 1 < recipe.train.steps:
                 measure(step + 1)
             if (step + 1) % recipe.train.save_every == 0 or step + 1 == recipe.train.steps:
-                save_checkpoint(folder.checkpoints, engine, step + 1, recipe.train.keep_checkpoints)
+                state = {"objective": course.state(), "replay": replay.state()}
+                save_checkpoint(
+                    folder.checkpoints, engine, step + 1, recipe.train.keep_checkpoints, state
+                )
     export(folder.draft, measure(recipe.train.steps, "evaluation after"))
     if distributed.is_main():
         plot_curves(folder.metrics, folder.picture, recipe.evaluate.num_speculative_tokens)
@@ -103,20 +133,28 @@ def train(recipe: Recipe, output: Path, *, resume: bool = False) -> RunFolder:
 
 
 def train_step(
-    engine: Any, run: Prepared, recipe: Recipe, step: int, examples: Sequence[Example]
+    engine: Any,
+    run: Prepared,
+    recipe: Recipe,
+    course: Course,
+    step: int,
+    examples: Sequence[Example],
 ) -> dict[str, float]:
     """One optimiser step on this process's `examples`; returns what is logged.
 
     The normaliser is the number of trained tokens over all processes and micro-batches, counted
     after generation, so that neither split changes the loss or its gradient.
     """
-    counts = torch.tensor([sum(len(example.response) for example in examples),
-                           sum(example.source == "student" for example in examples)],
+    objective, charge = recipe.objective, course.charge(step)
+    token_D = draft_tokens(run.student)
+    counts = torch.tensor([count_trained(examples, charge, objective.trained_share, token_D),
+                           sum(example.source == "student" for example in examples),
+                           sum(example.source == "replay" for example in examples)],
                           dtype=torch.float64)  # fmt: skip
-    tokens, from_student = distributed.sum_over_processes(counts).tolist()
+    tokens, from_student, replayed = distributed.sum_over_processes(counts).tolist()
     # DeepSpeed averages over processes and micro-batches; the loss is a sum over all of them.
     size = recipe.train.micro_batch_size
-    scale = distributed.world_size() * (len(examples) // size) / tokens
+    scale = distributed.world_size() * (len(examples) // size) / max(1.0, tokens)
     set_learning_rate(engine, learning_rate(recipe.train, step))
     examples = sorted(examples, key=lambda example: example.length)  # less padding
     total = torch.zeros(1, dtype=torch.float64)
@@ -124,18 +162,26 @@ def train_step(
     for start in range(0, len(examples), size):
         part = examples[start : start + size]
         batch = make_batch(part, run.stop_tokens[0], engine.device)
-        loss, loss_N = engine(batch, run.teacher.signal(part), scale)
+        signal = run.teacher.signal(part) if objective.uses_teacher else None
+        reference = run.reference.signal(part) if run.reference else None
+        loss, loss_N = engine(batch, signal, scale, charge, reference)
         engine.backward(loss)
         grad_norm = optimizer_step(engine)
         total += loss_N.sum().double().cpu()
     assert grad_norm is not None, "the last micro-batch ends the step"
-    return {
-        "loss": distributed.sum_over_processes(total).item() / tokens,
+    loss_per_token = distributed.sum_over_processes(total).item() / max(1.0, tokens)
+    record = {
+        "loss": loss_per_token,
         "grad_norm": grad_norm,
         "learning_rate": learning_rate(recipe.train, step),
         "tokens": int(tokens),
         "student_share": from_student / recipe.train.batch_size,
     }
+    if course.replay_capacity:
+        record["replay_share"] = replayed / recipe.train.batch_size
+    record |= course.metrics()  # what this step was taken with
+    course.after_step(step, loss_per_token)
+    return record
 
 
 def main() -> None:

@@ -18,47 +18,67 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from draftsmith.distill.batch import Batch, response_states
 from draftsmith.distill.distributed import world_size
+from draftsmith.distill.loss import charged_loss, hardest_tokens, label_columns
 from draftsmith.distill.models import body, head_weight
-from draftsmith.distill.recipe import ObjectiveSection, Recipe, TrainSection
+from draftsmith.distill.objectives import Charge
+from draftsmith.distill.recipe import Recipe, TrainSection
 from draftsmith.distill.vocabulary import (
     draft_tokens,
     head_rows,
     restrict_head,
     restrict_signal,
 )
-from draftsmith.kernels.linear import fused_linear_divergence
 from draftsmith.kernels.signal import HiddenSignal
 
 
 class Trainee(torch.nn.Module):
-    """Student and objective as one module."""
+    """Student and loss as one module.
+
+    trained_share: of each response's tokens, chosen with the help of a reference model.
+    """
 
     def __init__(
-        self, student: PreTrainedModel, objective: ObjectiveSection, dtype: torch.dtype
+        self, student: PreTrainedModel, dtype: torch.dtype, trained_share: float = 1.0
     ) -> None:
         super().__init__()
         self.student = student
-        self.objective = objective
         self.dtype = dtype
+        self.trained_share = trained_share
         # In a list, which hides it from the engine: it is not trained.
         self.copies: list[PreTrainedModel] = []
 
-    def forward(self, batch: Batch, signal: HiddenSignal, scale: float) -> tuple[Tensor, Tensor]:
-        """Returns (loss, loss_N): scale times the summed divergence, and each token's."""
+    def forward(
+        self,
+        batch: Batch,
+        signal: HiddenSignal | None,
+        scale: float,
+        charge: Charge,
+        reference: HiddenSignal | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Returns (loss, loss_N): scale times the summed charges, and each token's.
+
+        Args:
+            signal: the teacher's; None where the charge has no divergence.
+            reference: the reference model's on the same tokens, where it chooses among them.
+        """
         with autocast(batch.tokens_BT.device, self.dtype):
             hidden_NH = response_states(body(self.student), batch)
-        return fused_linear_divergence(
-            hidden_NH,
-            head_rows(self.student),
-            restrict_signal(signal, draft_tokens(self.student)),
-            torch.full((len(signal),), scale, device=hidden_NH.device),
-            divergence=self.objective.divergence,
-            beta=self.objective.beta,
-            alpha=self.objective.alpha,
-            eta=self.objective.eta,
-            temperature=self.objective.temperature,
-            compute_dtype=self.dtype,
-        )
+        head_DH, token_D = head_rows(self.student), draft_tokens(self.student)
+        if signal is not None:
+            signal = restrict_signal(signal, token_D)
+        label_N = label_columns(batch, token_D)
+        weight_N = torch.full(label_N.shape, scale, device=hidden_NH.device)
+
+        def charges(hidden_NH: Tensor, head_DH: Tensor, weight_N: Tensor) -> tuple[Tensor, Tensor]:
+            return charged_loss(hidden_NH, head_DH, signal, label_N, charge, weight_N, self.dtype)
+
+        if reference is not None:
+            theirs = restrict_signal(reference, token_D)
+            with torch.no_grad():
+                _, ours_N = charges(hidden_NH, head_DH, weight_N)
+                _, theirs_N = charges(theirs.hidden_NG, theirs.head_VG, weight_N)
+            weight_N *= hardest_tokens(ours_N - theirs_N, batch.lengths, self.trained_share)
+        return charges(hidden_NH, head_DH, weight_N)
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
@@ -71,7 +91,7 @@ def start_engine(student: PreTrainedModel, recipe: Recipe, dtype: torch.dtype) -
     Raises:
         ValueError: the batch cannot be divided over processes and micro-batches.
     """
-    trainee = Trainee(student, recipe.objective, dtype)
+    trainee = Trainee(student, dtype, recipe.objective.trained_share)
     if recipe.train.zero_stage == 3:
         deepspeed.zero.register_external_parameter(trainee, head_weight(student))
     optimizer = torch.optim.AdamW(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -53,3 +56,22 @@ def succeed(
 def timeless(output: Path) -> list[dict[str, Any]]:
     records = read_metrics(output / "metrics.jsonl")
     return [{key: one[key] for key in one if key != "seconds"} for one in records]
+
+
+def kill_in_the_middle(
+    target: Path, output: Path, after: int, resume: bool, settings: dict[str, Any]
+) -> None:
+    arguments = command(target, output, **settings) + (["--resume"] if resume else [])
+    process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while _last_step(output) < after:
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert _last_step(output) < settings["train__steps"], "killed after the end"
+
+
+def _last_step(output: Path) -> int:
+    return max((one["step"] for one in read_metrics(output / "metrics.jsonl")), default=0)

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from draftsmith.distill.metrics import read_metrics
 from draftsmith.distill.models import load_tokenizer
-from tests.distill.runs import command, run, succeed, timeless
+from tests.distill.runs import kill_in_the_middle, run, succeed, timeless
 
 UNCLIPPED: dict[str, Any] = {"train__max_grad_norm": 1e9, "train__zero_stage": 0}
 
@@ -109,7 +104,7 @@ def test_a_run_killed_anywhere_goes_on_bit_by_bit(
 ) -> None:
     killed = tmp_path / "killed"
     for kill_after, resume in ((10, False), (35, True)):
-        _kill_in_the_middle(tiny_target, killed, kill_after, resume, SIXTY_STEPS)
+        kill_in_the_middle(tiny_target, killed, kill_after, resume, SIXTY_STEPS)
     partial = killed / "checkpoints" / "step-00000999.partial"
     partial.mkdir()  # what a kill while saving leaves behind
     resumed = succeed(tiny_target, killed, resume=True, **SIXTY_STEPS)
@@ -117,25 +112,6 @@ def test_a_run_killed_anywhere_goes_on_bit_by_bit(
     assert resumed == timeless(sixty_steps)
     weights = "draft/model.safetensors"
     assert (killed / weights).read_bytes() == (sixty_steps / weights).read_bytes()
-
-
-def _kill_in_the_middle(
-    target: Path, output: Path, after: int, resume: bool, settings: dict[str, Any]
-) -> None:
-    arguments = command(target, output, **settings) + (["--resume"] if resume else [])
-    process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while _last_step(output) < after:
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert _last_step(output) < 60
-
-
-def _last_step(output: Path) -> int:
-    return max((one["step"] for one in read_metrics(output / "metrics.jsonl")), default=0)
 
 
 def test_given_responses_are_trained_on_only_when_asked_for(

@@ -1,0 +1,9 @@
+"""What all sections of a recipe have in common: unknown fields are errors, and nothing changes."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
