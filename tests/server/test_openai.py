@@ -8,6 +8,7 @@ from typing import Any
 import openai
 import pytest
 
+from draftsmith.server.openai.schemas import ChatRequest
 from tests.server.processes import MODEL, GatewayProcess
 
 CHAT: Any = [{"role": "user", "content": "Name three colours."}]
@@ -99,6 +100,18 @@ def test_tools(client: openai.OpenAI, choice: Any) -> None:
     result = {"role": "tool", "tool_call_id": call.id, "content": "sunny"}
     after = chat(client, messages=[*CHAT, message, result], tools=TOOLS, max_completion_tokens=4)
     assert after.usage.completion_tokens <= 4
+
+
+def test_a_client_that_wants_loose_arguments_is_left_alone() -> None:
+    def sent(choice: Any, **function: Any) -> Any:
+        tools = [{"type": "function", "function": {"name": "f"} | function}]
+        body = {"model": MODEL, "messages": CHAT, "tools": tools, "tool_choice": choice}
+        return ChatRequest.model_validate(body).for_engine()["tools"][0]["function"]
+
+    assert sent("required", parameters=SCHEMA)["strict"] is True
+    assert sent("required") == {"name": "f", "strict": True, "parameters": {"type": "object"}}
+    assert sent("required", strict=False)["strict"] is False
+    assert sent("auto", parameters=SCHEMA) == {"name": "f", "parameters": SCHEMA}
 
 
 def test_tools_are_shown_to_the_model_and_may_stay_unused(client: openai.OpenAI) -> None:
