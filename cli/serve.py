@@ -71,6 +71,21 @@ def serve(
             help="Skip compilation and CUDA graphs. [eager on a CPU, compiled on a GPU]",
         ),
     ] = None,
+    plain_engine: Annotated[
+        bool | None,
+        typer.Option(
+            "--plain-engine/--no-plain-engine",
+            help="Run a second engine without the draft, for `logit_bias`, `min_p` and requests "
+            "that want no speculation. Costs the target's memory twice. [no]",
+        ),
+    ] = None,
+    tool_call_parser: Annotated[
+        str | None,
+        typer.Option(
+            help="vLLM's name of the form in which the target writes tool calls. "
+            "[as its chat template shows]"
+        ),
+    ] = None,
     drain_timeout_s: Annotated[
         float | None,
         typer.Option("--drain-timeout", help="Seconds that running requests get at SIGTERM. [30]"),
@@ -84,7 +99,8 @@ def serve(
     new requests get 503.
 
     Every option is also an environment variable, DRAFTSMITH_PORT and so on; so is
-    DRAFTSMITH_API_KEY, which has no option because command lines are public.
+    DRAFTSMITH_API_KEY, which has no option because command lines are public. `draftsmith keys`
+    makes keys for several users.
 
     Example:
 
@@ -107,6 +123,8 @@ def serve(
         max_num_seqs=max_num_seqs,
         kv_cache_bytes=kv_cache_bytes,
         enforce_eager=enforce_eager,
+        plain_engine=plain_engine,
+        tool_call_parser=tool_call_parser,
         drain_timeout_s=drain_timeout_s,
     )
     run_server(settings, on_listening=lambda url: _announce(url, settings))
@@ -118,7 +136,12 @@ def _announce(url: str, settings: Settings) -> None:
     if settings.draft is not None:
         pair += f" with draft {settings.draft.name}, K = {settings.num_speculative_tokens}"
     console.print(f"{url}/v1 serves {pair}; ready when {url}/ready says so.")
-    if settings.host not in _LOOPBACK and settings.api_key is None:
+    if settings.host not in _LOOPBACK and settings.api_key is None and not _has_keys(settings):
         Console(stderr=True, soft_wrap=True).print(
-            "warning: everybody who reaches this address may use it; set DRAFTSMITH_API_KEY."
+            "warning: everybody who reaches this address may use it; set DRAFTSMITH_API_KEY "
+            "or make a key with `draftsmith keys create`."
         )
+
+
+def _has_keys(settings: Settings) -> bool:
+    return Home(settings.home).keys.exists()

@@ -1,17 +1,21 @@
-"""The application: routes and errors around one supervised engine."""
+"""The application: routes and errors around one supervised engine, or two."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
 from draftsmith.server import system
+from draftsmith.server.admission import Admission
+from draftsmith.server.engine.command import uses_cpu_wheel
 from draftsmith.server.engine.supervisor import Supervisor
 from draftsmith.server.errors import install_error_handlers
 from draftsmith.server.gateway import Gateway
 from draftsmith.server.home import Home
+from draftsmith.server.keys import KeyStore, settings_key
 from draftsmith.server.middleware import Gate
 from draftsmith.server.openai import routes
 from draftsmith.server.pair import check_pair
@@ -19,31 +23,44 @@ from draftsmith.server.registry import version_id
 from draftsmith.server.settings import Settings
 
 ENGINE_LOG = "engine.log"
+PLAIN_ENGINE_LOG = "engine-plain.log"
 
 
 def create_app(settings: Settings) -> FastAPI:
     """The ASGI application; its engine starts in the background when the server starts it.
 
     Raises:
-        ValueError: target or draft are missing, or do not belong together.
+        ValueError: target or draft are missing or do not belong together, or the file of keys
+            is damaged.
     """
     manifest = check_pair(settings.target, settings.draft)
+    home = Home(settings.home)
     supervisor = Supervisor(
-        settings.engine_config(), Home(settings.home).logs / ENGINE_LOG, settings.start_timeout_s
+        settings.engine_config(), home.logs / ENGINE_LOG, settings.start_timeout_s
     )
+    plain_config, plain = settings.plain_engine_config(), None
+    if plain_config is not None:
+        plain = Supervisor(plain_config, home.logs / PLAIN_ENGINE_LOG, settings.start_timeout_s)
+    secret = settings.api_key
     gateway = Gateway(
         settings=settings,
         supervisor=supervisor,
+        plain=plain,
         draft_version=None if manifest is None else version_id(manifest),
+        keys=KeyStore(home.keys, [settings_key(secret.get_secret_value())] if secret else []),
+        admission=Admission(settings.max_in_flight, settings.max_queued, settings.max_queue_s),
     )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        # On a GPU one after the other: vLLM measures what memory is free while it starts.
         supervisor.launch()
+        if plain is not None:
+            plain.launch(after=None if uses_cpu_wheel() else supervisor)
         try:
             yield
         finally:
-            await supervisor.stop()
+            await asyncio.gather(*(one.stop() for one in gateway.engines))
 
     # The interactive pages load scripts from elsewhere; /openapi.json needs nothing.
     app = FastAPI(title="Draftsmith", docs_url=None, redoc_url=None, lifespan=lifespan)

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 import httpx
 from fastapi import Request
 
+from draftsmith.server.admission import Admission
 from draftsmith.server.engine.supervisor import EngineState, Supervisor
 from draftsmith.server.errors import ApiError
+from draftsmith.server.keys import ApiKey, KeyStore
 from draftsmith.server.metrics import Metrics
 from draftsmith.server.settings import Settings
 
@@ -22,29 +24,31 @@ class Gateway:
     supervisor: Supervisor
     draft_version: str | None
     """The draft's id in the registry's form, None without a draft or a manifest."""
+    keys: KeyStore
+    admission: Admission
+    plain: Supervisor | None = None
+    """The engine without the draft, when one is configured."""
     metrics: Metrics = field(default_factory=Metrics)
     draining: bool = False
     in_flight: int = 0
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def admit(self, model: str) -> httpx.AsyncClient:
-        """The engine's client, for a request that may go to it now.
+    @property
+    def engines(self) -> list[Supervisor]:
+        return [self.supervisor] if self.plain is None else [self.supervisor, self.plain]
 
-        Raises:
-            ApiError: 404 for another model; 503 with Retry-After while the engine does not
-                answer, the server drains or too much is in flight.
-        """
-        self.check_model(model)
+    def check_open(self) -> None:
+        """Raises ApiError 503 while the server drains."""
         if self.draining:
             raise ApiError(
                 503, "The server is shutting down.", code="shutting_down", retry_after_s=5
             )
-        if self.in_flight > self.settings.max_in_flight:
-            raise ApiError(503, "The server is busy.", code="overloaded", retry_after_s=1)
-        client = self.supervisor.client
-        if client is None:
-            raise self.unavailable()
-        return client
+
+    def client_of(self, engine: Supervisor) -> httpx.AsyncClient:
+        """The engine's client. Raises ApiError 503, with Retry-After, while it does not answer."""
+        if engine.client is None:
+            raise self.unavailable(engine)
+        return engine.client
 
     def check_model(self, model: str) -> None:
         """Raises ApiError 404 unless `model` is the one that is served."""
@@ -56,19 +60,25 @@ class Gateway:
                 param="model",
             )
 
-    def unavailable(self) -> ApiError:
+    def unavailable(self, engine: Supervisor) -> ApiError:
         """503 that says what the engine is doing, without inner names or paths."""
-        state = self.supervisor.state
+        state = engine.state
         words = {
             EngineState.STARTING: "The engine is starting.",
             EngineState.FAILED: "The engine could not be started.",
             EngineState.STOPPED: "The server is shutting down.",
         }.get(state, "The engine is restarting.")
         code = "engine_" + (state if state is not EngineState.READY else EngineState.RESTARTING)
-        return ApiError(503, words, code=code, retry_after_s=self.supervisor.retry_after_s)
+        return ApiError(503, words, code=code, retry_after_s=engine.retry_after_s)
 
 
 def gateway_of(request: Request) -> Gateway:
     gateway = request.app.state.gateway
     assert isinstance(gateway, Gateway)
     return gateway
+
+
+def key_of(request: Request) -> ApiKey | None:
+    """The key that the request came with; None where the server asks for none."""
+    key: ApiKey | None = request.scope["state"].get("api_key")
+    return key

@@ -38,6 +38,11 @@ class Home:
         return self.root / "registry"
 
     @property
+    def keys(self) -> Path:
+        """The file of API keys, as hashes; without it the server asks for none."""
+        return self.root / "keys.json"
+
+    @property
     def logs(self) -> Path:
         """What the engines print."""
         return self.root / "logs"

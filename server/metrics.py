@@ -30,6 +30,11 @@ class Metrics:
             "Inference requests being answered.",
             registry=self.registry,
         )
+        self.waiting = Gauge(
+            "draftsmith_requests_waiting",
+            "Inference requests that wait for a place in the engine.",
+            registry=self.registry,
+        )
         self.engine_up = Gauge(
             "draftsmith_engine_up", "1 while the engine answers.", registry=self.registry
         )

@@ -5,21 +5,25 @@ Not Starlette's BaseHTTPMiddleware: that one hides the client's disconnect from 
 
 from __future__ import annotations
 
-import hmac
 import logging
 import re
 import time
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Send
+from starlette.types import Scope as Connection
 
 from draftsmith.server.errors import ApiError, internal_error
 from draftsmith.server.gateway import Gateway
+from draftsmith.server.keys import ApiKey, Scope
 
 _log = logging.getLogger("draftsmith.server")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _OPEN_PATHS = frozenset({"/health", "/ready"})
+_INFERENCE_PATHS = frozenset(
+    {"/v1/completions", "/v1/chat/completions", "/v1/responses", "/tokenize", "/detokenize"}
+)
 
 
 class Gate:
@@ -28,10 +32,8 @@ class Gate:
     def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
         self.app = app
         self.gateway = gateway
-        key = gateway.settings.api_key
-        self._key = None if key is None else key.get_secret_value().encode()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -48,7 +50,7 @@ class Gate:
             await send(message)
 
         begin = time.perf_counter()
-        inference = scope["path"].startswith("/v1/") and scope["method"] == "POST"
+        inference = is_inference(scope["path"]) and scope["method"] == "POST"
         self._count(inference, 1)
         try:
             self._check(scope, headers)
@@ -71,17 +73,10 @@ class Gate:
         if inference:
             self.gateway.in_flight += change
 
-    def _check(self, scope: Scope, headers: Headers) -> None:
+    def _check(self, scope: Connection, headers: Headers) -> None:
         """What can be refused before a byte of the body is read."""
-        if self._key is not None and scope["path"] not in _OPEN_PATHS:
-            given = headers.get("authorization", "").removeprefix("Bearer ").strip().encode()
-            if not hmac.compare_digest(given, self._key):
-                raise ApiError(
-                    401,
-                    "The API key is missing or wrong: send 'Authorization: Bearer <key>'.",
-                    code="invalid_api_key",
-                    headers={"www-authenticate": "Bearer"},
-                )
+        if scope["path"] not in _OPEN_PATHS and self.gateway.keys.required:
+            scope["state"]["api_key"] = self._known(headers, scope["path"])
         if scope["method"] != "POST":
             return
         length = headers.get("content-length", "")
@@ -92,6 +87,23 @@ class Gate:
             raise ApiError(
                 415, "Send JSON with 'Content-Type: application/json'.", code="unsupported_media"
             )
+
+    def _known(self, headers: Headers, path: str) -> ApiKey:
+        """The request's key, which may use the route at `path`."""
+        given = headers.get("authorization", "").removeprefix("Bearer ").strip()
+        key = self.gateway.keys.find(given)
+        if key is None:
+            raise ApiError(
+                401,
+                "The API key is missing or wrong: send 'Authorization: Bearer <key>'.",
+                code="invalid_api_key",
+                headers={"www-authenticate": "Bearer"},
+            )
+        scope: Scope = "infer" if is_inference(path) else "admin"
+        if not key.may(scope):
+            message = f"This key may not use {path[:100]}: that needs the scope '{scope}'."
+            raise ApiError(403, message, code="insufficient_scope")
+        return key
 
     def _bounded(self, receive: Receive) -> Receive:
         """Count the body as it comes: its length header may be absent or wrong."""
@@ -115,6 +127,11 @@ class Gate:
             code="body_too_large",
             headers={"connection": "close"},
         )
+
+
+def is_inference(path: str) -> bool:
+    """Whether the scope `infer` is enough for `path`; a route that nobody listed needs `admin`."""
+    return path in _INFERENCE_PATHS or path == "/v1/models" or path.startswith("/v1/models/")
 
 
 def _request_id(headers: Headers) -> str:

@@ -12,7 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from draftsmith.server.app import create_app
-from draftsmith.server.engine.supervisor import EngineState
+from draftsmith.server.engine.supervisor import EngineState, Supervisor
 from draftsmith.server.gateway import Gateway
 from draftsmith.server.settings import Settings
 
@@ -36,9 +36,9 @@ def run_server(settings: Settings, on_listening: Callable[[str], None] | None = 
         DrainingServer(app).run(sockets=[listener])
     finally:
         listener.close()
-    supervisor = app.state.gateway.supervisor
-    if supervisor.state is EngineState.FAILED:
-        raise ValueError(supervisor.reason)
+    for engine in app.state.gateway.engines:
+        if engine.state is EngineState.FAILED:
+            raise ValueError(engine.reason)
 
 
 class DrainingServer(uvicorn.Server):
@@ -60,7 +60,9 @@ class DrainingServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
-        self._fail_task = asyncio.create_task(self._exit_when_failed())
+        self._fail_tasks = [
+            asyncio.create_task(self._exit_when_failed(one)) for one in self.gateway.engines
+        ]
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called by the signal; a repeated signal while draining exits at once."""
@@ -78,7 +80,7 @@ class DrainingServer(uvicorn.Server):
         _log.warning("Draining %d requests, at most %.0f s.", self.gateway.in_flight, timeout_s)
         await self._until_idle(timeout_s)
         # Ends what still streams: its clients get an error event, not a cut connection.
-        await self.gateway.supervisor.stop()
+        await asyncio.gather(*(one.stop() for one in self.gateway.engines))
         await self._until_idle(_FLUSH_S)
         self.should_exit = True
 
@@ -88,8 +90,8 @@ class DrainingServer(uvicorn.Server):
         while self.gateway.in_flight and loop.time() < end and not self.should_exit:
             await asyncio.sleep(0.05)
 
-    async def _exit_when_failed(self) -> None:
-        await self.gateway.supervisor.failed.wait()
+    async def _exit_when_failed(self, engine: Supervisor) -> None:
+        await engine.failed.wait()
         self.should_exit = True
 
 

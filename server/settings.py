@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from draftsmith.server.engine.command import EngineConfig
+from draftsmith.server.engine.command import EngineConfig, uses_cpu_wheel
+from draftsmith.server.engine.tool_calls import tool_call_parser_for
 from draftsmith.server.home import Home
 from draftsmith.server.pair import advised_lookahead
+
+_HALF_A_GPU = 0.45
+"""Share of a GPU's memory that each of two engines gets by default; vLLM alone takes 0.9."""
 
 
 class Settings(BaseSettings):
@@ -40,14 +45,22 @@ class Settings(BaseSettings):
     gpu_memory_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
     enforce_eager: bool | None = None
     """None: eager on a CPU, where compiling costs minutes; compiled on a GPU."""
+    tool_call_parser: str | None = None
+    """vLLM's name of the form of tool calls; None: as the target's chat template shows, if any."""
+    plain_engine: bool = False
+    """Run a second engine, without the draft, for what speculation cannot serve."""
 
     start_timeout_s: Annotated[float, Field(gt=0)] = 600.0
     drain_timeout_s: Annotated[float, Field(ge=0)] = 30.0
     max_body_bytes: Annotated[int, Field(ge=1024)] = 4 << 20
     max_in_flight: Annotated[int, Field(ge=1)] = 256
-    """Requests inside the engine at a time; one more is answered 503 with Retry-After."""
+    """Requests inside the engine at a time; more wait."""
+    max_queued: Annotated[int, Field(ge=0)] = 512
+    """Requests that wait for a place; one more is answered 503 with Retry-After."""
+    max_queue_s: Annotated[float, Field(gt=0)] = 60.0
     api_key: SecretStr | None = None
-    """When set, every route but /health and /ready asks for `Authorization: Bearer <key>`."""
+    """A key that may do everything. When it is set, or `draftsmith keys` has made a key, every
+    route but /health and /ready asks for `Authorization: Bearer <key>`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -71,7 +84,22 @@ class Settings(BaseSettings):
             raise ValueError("use at least 16 characters for api_key")
         return self
 
+    @model_validator(mode="after")
+    def _two_engines_fit(self) -> Settings:
+        if self.plain_engine and self.draft is None:
+            raise ValueError("plain_engine needs a draft: without one the engine is plain already")
+        if self.plain_engine and (self.gpu_memory_fraction or 0) > 0.5:
+            raise ValueError("with plain_engine each of two engines takes gpu_memory_fraction: 0.5")
+        return self
+
+    def plain_engine_config(self) -> EngineConfig | None:
+        """The second engine, the same without the draft; None when it is not asked for."""
+        return replace(self.engine_config(), draft=None) if self.plain_engine else None
+
     def engine_config(self) -> EngineConfig:
+        fraction = self.gpu_memory_fraction
+        if fraction is None and self.plain_engine and not uses_cpu_wheel():
+            fraction = _HALF_A_GPU
         return EngineConfig(
             target=self.target,
             draft=self.draft,
@@ -83,8 +111,9 @@ class Settings(BaseSettings):
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,
             kv_cache_bytes=self.kv_cache_bytes,
-            gpu_memory_fraction=self.gpu_memory_fraction,
+            gpu_memory_fraction=fraction,
             enforce_eager=self.enforce_eager,
+            tool_call_parser=self.tool_call_parser or tool_call_parser_for(self.target),
         )
 
 

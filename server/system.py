@@ -8,7 +8,8 @@ import httpx
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from draftsmith.server.engine.supervisor import EngineState
+from draftsmith.server.engine.supervisor import EngineState, Supervisor
+from draftsmith.server.errors import ApiError
 from draftsmith.server.gateway import gateway_of
 
 router = APIRouter()
@@ -24,15 +25,15 @@ async def health() -> dict[str, str]:
 async def ready(request: Request) -> Response:
     """200 while requests would be served, else 503 with the reason."""
     gateway = gateway_of(request)
-    supervisor = gateway.supervisor
     if gateway.draining:
         return _not_ready("draining", "the server is shutting down", 5)
-    client = supervisor.client
-    if client is None:
-        return _not_ready(supervisor.state, supervisor.reason, supervisor.retry_after_s)
-    if not await _answers(client):  # it died, and the supervisor has not seen it yet
-        reason = "the engine does not answer"
-        return _not_ready(EngineState.RESTARTING, reason, supervisor.retry_after_s)
+    for engine in gateway.engines:
+        client = engine.client
+        if client is None:
+            return _not_ready(engine.state, engine.reason, engine.retry_after_s)
+        if not await _answers(client):  # it died, and the supervisor has not seen it yet
+            reason = "the engine does not answer"
+            return _not_ready(EngineState.RESTARTING, reason, engine.retry_after_s)
     return JSONResponse({"status": "ready"})
 
 
@@ -41,18 +42,33 @@ async def metrics(request: Request) -> Response:
     """The gateway's metrics, then the engine's own, untouched."""
     gateway = gateway_of(request)
     gateway.metrics.in_flight.set(gateway.in_flight)
+    gateway.metrics.waiting.set(gateway.admission.waiting)
     gateway.metrics.engine_restarts.set(gateway.supervisor.restarts)
-    engine_text = ""
-    client = gateway.supervisor.client
-    if client is not None:
-        try:
-            engine_text = (await client.get("/metrics", timeout=5.0)).text
-        except httpx.TransportError:
-            client = None
-    gateway.metrics.engine_up.set(client is not None)
-    return PlainTextResponse(
-        gateway.metrics.text() + engine_text, media_type="text/plain; version=0.0.4"
-    )
+    engine_text = await _metrics_of(gateway.supervisor)
+    gateway.metrics.engine_up.set(engine_text is not None)
+    return _exposition(gateway.metrics.text() + (engine_text or ""))
+
+
+@router.get("/metrics/plain")
+async def plain_metrics(request: Request) -> Response:
+    """The metrics of the engine without the draft: the same names, hence a page of its own."""
+    plain = gateway_of(request).plain
+    if plain is None:
+        raise ApiError(404, "There is no plain engine: set plain_engine.", code="unknown_url")
+    return _exposition(await _metrics_of(plain) or "")
+
+
+async def _metrics_of(engine: Supervisor) -> str | None:
+    if engine.client is None:
+        return None
+    try:
+        return (await engine.client.get("/metrics", timeout=5.0)).text
+    except httpx.TransportError:
+        return None
+
+
+def _exposition(text: str) -> Response:
+    return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
 
 async def _answers(client: httpx.AsyncClient) -> bool:

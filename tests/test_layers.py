@@ -20,7 +20,11 @@ ALLOWED = {
 }
 # A web process never loads these; vLLM loads the plug-in inside its own processes.
 HEAVY = ["torch", "transformers", "deepspeed", "vllm", "datasets"]
-INSIDE_VLLM = {"server/engine/plugin.py", "server/engine/vocabulary.py"}
+INSIDE_VLLM = {
+    "server/engine/plugin.py",
+    "server/engine/scheduler.py",
+    "server/engine/vocabulary.py",
+}
 
 
 def imports(source: str, package: str) -> Iterator[str]:

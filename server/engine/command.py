@@ -24,6 +24,10 @@ REPORT_VARIABLE = "DRAFTSMITH_PLUGIN_REPORT"
 FAULTS = ("expand_batch_to_tokens", "seeded_prefill", "seeded_drafts")
 """What the plug-in looks after, and the keys of its report; see `plugin.py`."""
 
+LOOKAHEAD_ARGUMENT = "draftsmith_lookahead"
+"""Key in a request's `vllm_xargs`: the most tokens that may be drafted for it in a step."""
+SCHEDULER = "draftsmith.server.engine.scheduler.speculation_scheduler"
+
 _CPU_KV_CACHE_BYTES = 1 << 30
 _PRELOAD_NAMES = ("libtcmalloc_minimal.so.4", "libiomp5.so")
 _LIBRARY_FOLDERS = ("/usr/lib", "/usr/local/lib", "/usr/lib64")
@@ -46,6 +50,8 @@ class EngineConfig:
     gpu_memory_fraction: float | None = None
     enforce_eager: bool | None = None
     prefix_caching: bool = True
+    tool_call_parser: str | None = None
+    """vLLM's name for the form in which the target writes tool calls; see `tool_calls.py`."""
     extra_args: tuple[str, ...] = ()
     """Further flags for vLLM, verbatim and last."""
 
@@ -95,8 +101,11 @@ def engine_command(config: EngineConfig, socket: Path) -> list[str]:
         command.append("--enforce-eager")
     if not config.prefix_caching:
         command.append("--no-enable-prefix-caching")
+    if config.tool_call_parser is not None:
+        command += ["--enable-auto-tool-choice", "--tool-call-parser", config.tool_call_parser]
     if config.draft is not None:
         command += ["--speculative-config", json.dumps(_speculation(config))]
+        command += ["--scheduler-cls", SCHEDULER, "--per-request-spec-decode-metrics", "summary"]
     return [*command, *config.extra_args]
 
 

@@ -55,10 +55,10 @@ class Supervisor:
         self._boot_began = time.monotonic()
         self._boot_s = _FIRST_BOOT_GUESS_S
 
-    def launch(self) -> None:
-        """Begin in the background."""
+    def launch(self, after: Supervisor | None = None) -> None:
+        """Begin in the background, once the engine of `after` has started."""
         assert self._task is None, "the supervisor is already launched"
-        self._task = asyncio.create_task(self._run())
+        self._task = asyncio.create_task(self._run(after))
 
     async def stop(self) -> None:
         """Stop the engine; returns when nothing of it is left. Harmless when repeated."""
@@ -79,7 +79,9 @@ class Supervisor:
         left = self._boot_s - (time.monotonic() - self._boot_began)
         return max(1, min(_MAX_RETRY_AFTER_S, round(left)))
 
-    async def _run(self) -> None:
+    async def _run(self, after: Supervisor | None) -> None:
+        while after is not None and after.client is None and not self._stopping:
+            await asyncio.sleep(_POLL_S)
         pause = 0.0
         while not self._stopping:
             engine = EngineProcess(self.config, self.log_file)

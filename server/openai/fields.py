@@ -6,10 +6,14 @@ misspelt one too. vLLM itself accepts any unknown field in silence.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
+
+from draftsmith.server.engine.command import LOOKAHEAD_ARGUMENT
+from draftsmith.server.openai.formats import ResponseFormat
+from draftsmith.server.openai.speculation import Speculation
 
 MAX_CHOICES = 16
 MAX_STOPS = 4
@@ -33,7 +37,6 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "best_of": (1,),
     "chat_template": (),
-    "chat_template_kwargs": ({},),
     "function_call": ("none",),
     "functions": ([],),
     "kv_transfer_params": (),
@@ -70,24 +73,64 @@ class StreamOptions(BaseModel):
     continuous_usage_stats: bool | None = None
 
 
-class GenerationRequest(BaseModel):
-    """What chat and plain completions have in common: OpenAI's fields and vLLM's own."""
+class EngineRequest(BaseModel):
+    """What every body that goes to the engine has in common."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+    dropped: ClassVar[frozenset[str]] = _DROPPED
+    refused: ClassVar[dict[str, tuple[Any, ...]]] = _REFUSED
 
     model: Annotated[str, Field(min_length=1)]
+    stream: bool | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    speculation: Speculation | None = None
+    """Not OpenAI's: how many tokens may be drafted for this request."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_too_deep(cls, values: Any) -> Any:
+        if nested_deeper_than(values, MAX_NESTING):
+            raise ValueError(f"it is nested more than {MAX_NESTING} levels deep")
+        return values
+
+    @model_validator(mode="after")
+    def _no_unknown_fields(self) -> EngineRequest:
+        for name, value in (self.model_extra or {}).items():
+            if name in self.dropped:
+                continue
+            if name not in self.refused:
+                raise wrong_field(name, "is not a field that this server knows")
+            if value is not None and value not in self.refused[name]:
+                raise wrong_field(name, "is not supported by this server")
+        return self
+
+    def for_engine(self) -> dict[str, Any]:
+        """The body that vLLM gets: the fields that the client set, but the dropped ones."""
+        left_out = {"speculation", *(self.model_extra or {})}
+        body = self.model_dump(exclude_unset=True, exclude=left_out, by_alias=True)
+        body = {name: value for name, value in body.items() if value is not None}
+        if self.speculation is not None and self.speculation.lookahead is not None:
+            body["vllm_xargs"] = {LOOKAHEAD_ARGUMENT: self.speculation.lookahead}
+        return body
+
+    def refused_with_draft(self) -> str | None:
+        """The field, if any, that vLLM cannot honour while it speculates."""
+        return None
+
+
+class GenerationRequest(EngineRequest):
+    """What chat and plain completions have in common: OpenAI's fields and vLLM's own."""
+
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
     logit_bias: Annotated[LogitBias, Field(max_length=300)] | None = None
     max_tokens: Count | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    response_format: dict[str, Any] | None = None
+    response_format: ResponseFormat | None = None
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
     stop: str | list[str] | None = None
-    stream: bool | None = None
     stream_options: StreamOptions | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
 
     # Sampling of vLLM that OpenAI does not have.
     top_k: Annotated[int, Field(ge=-1)] | None = None
@@ -120,39 +163,25 @@ class GenerationRequest(BaseModel):
             raise wrong_field("stop", f"must be a string or a list of at most {MAX_STOPS} strings")
         if values.get("stream_options") is not None and values.get("stream") is not True:
             raise wrong_field("stream_options", "needs 'stream': true")
-        if _deeper_than(values, MAX_NESTING):
-            raise ValueError(f"it is nested more than {MAX_NESTING} levels deep")
         return values
 
-    @model_validator(mode="after")
-    def _no_unknown_fields(self) -> GenerationRequest:
-        for name, value in (self.model_extra or {}).items():
-            if name in _DROPPED:
-                continue
-            if name not in _REFUSED:
-                raise wrong_field(name, "is not a field that this server knows")
-            if value is not None and value not in _REFUSED[name]:
-                raise wrong_field(name, "is not supported by this server")
-        return self
-
     def for_engine(self) -> dict[str, Any]:
-        """The body that vLLM gets: the fields that the client set, but the dropped ones."""
-        body = self.model_dump(exclude_unset=True, exclude=set(self.model_extra or {}))
+        body = super().for_engine()
         options = body.get("stream_options")
         if options is not None:
             options.pop("include_obfuscation", None)
         return body
 
     def refused_with_draft(self) -> str | None:
-        """The field, if any, that vLLM cannot honour while it speculates."""
         if self.min_p:
             return "min_p"
         return "logit_bias" if self.logit_bias else None
 
 
-def _deeper_than(value: Any, levels: int) -> bool:
+def nested_deeper_than(value: Any, levels: int) -> bool:
+    """Whether lists and objects in `value` are nested more than `levels` deep."""
     if isinstance(value, dict):
         value = list(value.values())
     if not isinstance(value, list):
         return False
-    return levels == 0 or any(_deeper_than(one, levels - 1) for one in value)
+    return levels == 0 or any(nested_deeper_than(one, levels - 1) for one in value)

@@ -1,4 +1,4 @@
-"""Hands a request to the engine and its answer back, byte for byte.
+"""Hands a request to an engine and its answer back, byte for byte where nothing must change.
 
 When the client goes away the connection to the engine is closed, which makes vLLM abort the
 request. When the engine goes away the client is told so, also in the middle of a stream.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import httpx
@@ -17,22 +17,58 @@ from fastapi import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from draftsmith.server.admission import Slot
+from draftsmith.server.engine.supervisor import Supervisor
 from draftsmith.server.errors import ApiError, internal_error
-from draftsmith.server.gateway import Gateway, gateway_of
+from draftsmith.server.gateway import Gateway, gateway_of, key_of
+from draftsmith.server.openai.speculation import figure_headers
+
+Reshape = Callable[[dict[str, Any]], None]
+"""Changes an answer, or the data of one event, in place."""
 
 CLIENT_CLOSED = 499  # never sent; for the metrics
 _EVENT_END = b"\n\n"
+_DATA = b"data: "
+_ERROR_MARK = b'"error"'
 _T = TypeVar("_T")
 
 
-async def forward(request: Request, body: dict[str, Any], model: str) -> Response:
-    """POST `body` to the engine under the request's own path and answer with what it says.
+async def forward(
+    request: Request, body: dict[str, Any], engine: Supervisor, reshape: Reshape | None = None
+) -> Response:
+    """POST `body` to `engine` under the request's own path and answer with what it says.
+
+    `reshape` changes the answer, or each event of a stream; without it bytes pass untouched.
 
     Raises:
         ApiError: the request may not go to the engine now, or the engine refused it.
     """
     gateway = gateway_of(request)
-    client = gateway.admit(model)
+    gateway.check_open()
+    gateway.client_of(engine)  # no use to wait for a place in an engine that is not there
+    try:
+        slot = await _unless_gone(request.receive, gateway.admission.enter(key_of(request)))
+    except _ClientGone:
+        return Response(status_code=CLIENT_CLOSED)
+    streams = False
+    try:
+        answer = await _ask(request, body, gateway, engine)
+        if isinstance(answer, Response):
+            return answer
+        streams = bool(body.get("stream"))
+        if streams:
+            return _EventStream(answer, gateway, engine, slot, reshape)
+        return _whole(answer, reshape)
+    finally:
+        if not streams:
+            slot.leave()
+
+
+async def _ask(
+    request: Request, body: dict[str, Any], gateway: Gateway, engine: Supervisor
+) -> httpx.Response | Response:
+    """The engine's answer with status 200, or our own where the client has gone away."""
+    client = gateway.client_of(engine)
     # Our request id stays here: vLLM would use it as its own, and two clients may send the same.
     upstream = client.build_request(
         "POST", request.scope["path"], json=body, headers={"accept-encoding": "identity"}
@@ -44,20 +80,35 @@ async def forward(request: Request, body: dict[str, Any], model: str) -> Respons
     except _ClientGone:
         return Response(status_code=CLIENT_CLOSED)
     except httpx.TransportError as error:
-        raise gateway.unavailable() from error
+        raise gateway.unavailable(engine) from error
     if answer.status_code != 200:
         await answer.aread()
         await answer.aclose()
-        raise await _refusal(gateway, client, answer)
-    if not body.get("stream"):
-        return Response(answer.content, media_type="application/json")
-    return _EventStream(answer, gateway)
+        if answer.status_code >= 500 and not await _healthy(client):
+            raise gateway.unavailable(engine)
+        raise _refusal(answer.status_code, answer.content)
+    return answer
+
+
+def _whole(answer: httpx.Response, reshape: Reshape | None) -> Response:
+    content, said = answer.content, answer.json()
+    if reshape is not None:
+        reshape(said)
+        content = json.dumps(said).encode()
+    return Response(content, media_type="application/json", headers=figure_headers(said))
 
 
 class _EventStream(Response):
     """Server-sent events as they come, in whole events, until an end of either side."""
 
-    def __init__(self, upstream: httpx.Response, gateway: Gateway) -> None:
+    def __init__(
+        self,
+        upstream: httpx.Response,
+        gateway: Gateway,
+        engine: Supervisor,
+        slot: Slot,
+        reshape: Reshape | None,
+    ) -> None:
         super().__init__(
             media_type="text/event-stream",
             headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
@@ -65,14 +116,18 @@ class _EventStream(Response):
         del self.headers["content-length"]
         self.upstream = upstream
         self.gateway = gateway
+        self.engine = engine
+        self.slot = slot
+        self.reshape = reshape
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             await _unless_gone(receive, self._pump(send))
         except (_ClientGone, OSError):
             return
         finally:
+            self.slot.leave()
             with contextlib.suppress(httpx.TransportError):
                 await self.upstream.aclose()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -82,13 +137,48 @@ class _EventStream(Response):
         try:
             async for chunk in self.upstream.aiter_raw():
                 whole, end, held = (held + chunk).rpartition(_EVENT_END)
-                if end:
-                    await send(
-                        {"type": "http.response.body", "body": whole + end, "more_body": True}
-                    )
+                if not end:
+                    continue
+                events, failure = whole + end, None
+                if _ERROR_MARK in events or self.reshape is not None:
+                    events, failure = _rewritten(events, self.reshape)
+                await send({"type": "http.response.body", "body": events, "more_body": True})
+                if failure is not None:
+                    return
         except (httpx.TransportError, httpx.StreamError):
-            event = self.gateway.unavailable().event()
+            event = self.gateway.unavailable(self.engine).event()
             await send({"type": "http.response.body", "body": event, "more_body": True})
+
+
+def _rewritten(events: bytes, reshape: Reshape | None) -> tuple[bytes, ApiError | None]:
+    """Each event reshaped; up to and with the first error, which is returned too."""
+    out: list[bytes] = []
+    for event in events.removesuffix(_EVENT_END).split(_EVENT_END):
+        head, data = _split(event)
+        if not data.startswith(b"{"):
+            out.append(event)  # the end mark or a comment that keeps the connection open
+            continue
+        said = json.loads(data)
+        if isinstance(said.get("error"), dict) and "choices" not in said and "type" not in said:
+            failure = _refusal(_status_of(said["error"]), data)
+            return b"".join(one + _EVENT_END for one in out) + failure.event(), failure
+        if reshape is not None:
+            reshape(said)
+            event = head + json.dumps(said).encode()
+        out.append(event)
+    return b"".join(one + _EVENT_END for one in out), None
+
+
+def _split(event: bytes) -> tuple[bytes, bytes]:
+    """Up to and with the mark of the data, and the data, which is one line here."""
+    place = 0 if event.startswith(_DATA) else event.find(b"\n" + _DATA) + 1
+    end = place + len(_DATA) if event.startswith(_DATA, place) else 0
+    return event[:end], event[end:]
+
+
+def _status_of(error: dict[str, Any]) -> int:
+    code = error.get("code")
+    return code if isinstance(code, int) and 400 <= code < 500 else 500
 
 
 class _ClientGone(Exception):
@@ -119,12 +209,12 @@ async def _disconnect(receive: Receive) -> None:
         pass
 
 
-async def _refusal(gateway: Gateway, client: httpx.AsyncClient, answer: httpx.Response) -> ApiError:
+def _refusal(status: int, content: bytes) -> ApiError:
     """vLLM's error in our shape: no integer codes, no echo of the body, no inner names."""
-    if answer.status_code >= 500:
-        return internal_error() if await _healthy(client) else gateway.unavailable()
+    if status >= 500:
+        return internal_error()
     try:
-        error = json.loads(answer.content)["error"]
+        error = json.loads(content)["error"]
         message, param = str(error["message"]), error.get("param")
     except (ValueError, KeyError, TypeError):
         message, param = "", None
@@ -134,7 +224,7 @@ async def _refusal(gateway: Gateway, client: httpx.AsyncClient, answer: httpx.Re
     # A dump of a validation error quotes the body; a sentence does not.
     if not message or "'input'" in message or "\n" in message:
         message = "The engine does not accept this request."
-    return ApiError(answer.status_code, message, code=code, param=param)
+    return ApiError(status, message, code=code, param=param)
 
 
 async def _healthy(client: httpx.AsyncClient) -> bool:

@@ -1,4 +1,4 @@
-"""The inference routes of OpenAI's API that this server offers."""
+"""The inference routes: OpenAI's, and vLLM's two for token ids."""
 
 from __future__ import annotations
 
@@ -7,21 +7,27 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from draftsmith.server.engine.supervisor import Supervisor
 from draftsmith.server.errors import ApiError
 from draftsmith.server.gateway import Gateway, gateway_of
-from draftsmith.server.openai.fields import GenerationRequest
-from draftsmith.server.openai.proxy import forward
+from draftsmith.server.openai.fields import EngineRequest
+from draftsmith.server.openai.proxy import Reshape, forward
+from draftsmith.server.openai.responses import ResponsesRequest
 from draftsmith.server.openai.schemas import ChatRequest, CompletionRequest
+from draftsmith.server.openai.shapes import STRICT_HEADER, make_completion_strict
+from draftsmith.server.openai.tokens import DetokenizeRequest, TokenizeRequest
 
-router = APIRouter(prefix="/v1")
+ENGINE_HEADER = "x-draftsmith-engine"
+"""Of an answer: `speculative` or `plain`."""
+router = APIRouter()
 
 
-@router.get("/models")
+@router.get("/v1/models")
 async def list_models(request: Request) -> dict[str, Any]:
     return {"object": "list", "data": [_model(gateway_of(request))]}
 
 
-@router.get("/models/{model:path}")
+@router.get("/v1/models/{model:path}")
 async def retrieve_model(request: Request, model: str) -> dict[str, Any]:
     """Ids may hold slashes. They are compared, never joined to a path."""
     gateway = gateway_of(request)
@@ -29,28 +35,76 @@ async def retrieve_model(request: Request, model: str) -> dict[str, Any]:
     return _model(gateway)
 
 
-@router.post("/completions")
+@router.post("/v1/completions")
 async def complete(request: Request, body: CompletionRequest) -> Response:
-    return await _generate(request, body)
+    strict = request.headers.get(STRICT_HEADER, "").lower() == "true"
+    return await _generate(request, body, make_completion_strict if strict else None)
 
 
-@router.post("/chat/completions")
+@router.post("/v1/chat/completions")
 async def chat(request: Request, body: ChatRequest) -> Response:
     return await _generate(request, body)
 
 
-async def _generate(request: Request, body: GenerationRequest) -> Response:
+@router.post("/v1/responses")
+async def respond(request: Request, body: ResponsesRequest) -> Response:
+    return await _generate(request, body)
+
+
+@router.post("/tokenize")
+async def tokenize(request: Request, body: TokenizeRequest) -> Response:
+    return await _count_tokens(request, body)
+
+
+@router.post("/detokenize")
+async def detokenize(request: Request, body: DetokenizeRequest) -> Response:
+    return await _count_tokens(request, body)
+
+
+async def _generate(
+    request: Request, body: EngineRequest, reshape: Reshape | None = None
+) -> Response:
     gateway = gateway_of(request)
     gateway.check_model(body.model)
+    engine = _engine_for(gateway, body)
+    answer = await forward(request, body.for_engine(), engine, reshape)
+    plain = engine is gateway.plain or gateway.settings.draft is None
+    answer.headers[ENGINE_HEADER] = "plain" if plain else "speculative"
+    return answer
+
+
+async def _count_tokens(request: Request, body: TokenizeRequest | DetokenizeRequest) -> Response:
+    gateway = gateway_of(request)
+    gateway.check_model(body.model)
+    return await forward(request, body.model_dump(exclude_unset=True), gateway.supervisor)
+
+
+def _engine_for(gateway: Gateway, body: EngineRequest) -> Supervisor:
+    """The engine that can do what `body` asks for.
+
+    Raises:
+        ApiError: 400 when none can; names the field.
+    """
+    settings, wish = gateway.settings, body.speculation
+    wanted = wish is not None and not wish.off and (wish.enabled or wish.num_tokens is not None)
+    if settings.draft is None:
+        if wanted:
+            raise _cannot("speculation", "asks for a draft, and none is served: leave it out.")
+        return gateway.supervisor
+    if wanted and wish is not None and (wish.num_tokens or 0) > settings.num_speculative_tokens:
+        most = f"'num_tokens' is above {settings.num_speculative_tokens}, the server's own K."
+        raise ApiError(400, most, code="invalid_value", param="speculation.num_tokens")
     field = body.refused_with_draft()
-    if field is not None and gateway.settings.draft is not None:
-        raise ApiError(
-            400,
-            f"'{field}' cannot be honoured while a draft model speculates: leave it out.",
-            code="unsupported_with_speculation",
-            param=field,
-        )
-    return await forward(request, body.for_engine(), body.model)
+    if field is not None and (wanted or gateway.plain is None):
+        raise _cannot(field, "cannot be honoured while a draft model speculates: leave it out.")
+    off = wish is not None and wish.off
+    if gateway.plain is not None and (field is not None or off):
+        return gateway.plain
+    return gateway.supervisor
+
+
+def _cannot(field: str, reason: str) -> ApiError:
+    return ApiError(400, f"'{field}' {reason}", code="unsupported_with_speculation", param=field)
 
 
 def _model(gateway: Gateway) -> dict[str, Any]:

@@ -1,15 +1,45 @@
-"""The two request bodies."""
+"""The request bodies of chat and plain completions."""
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from draftsmith.server.openai.fields import Count, GenerationRequest, wrong_field
+from draftsmith.server.openai.tools import (
+    MAX_TOOLS,
+    FunctionTool,
+    ToolCall,
+    check_tool_choice,
+    hold_to_schemas,
+)
 
 MAX_SEQUENCES = 64
 """Prompts times `n` in one request of plain completions."""
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+# What the call that renders the template takes beside the template's own variables: a request
+# that could set these would render another template or make the server do other work.
+_TEMPLATE_CALL = frozenset(
+    {
+        "add_generation_prompt",
+        "chat_template",
+        "continue_final_message",
+        "conversation",
+        "documents",
+        "max_length",
+        "messages",
+        "padding",
+        "return_assistant_tokens_mask",
+        "return_dict",
+        "return_tensors",
+        "tokenize",
+        "tokenizer_kwargs",
+        "tools",
+        "truncation",
+    }
+)
 _PROMPT_FORMS = "must be a string, a list of strings, a list of token ids or a list of such lists"
 
 
@@ -49,7 +79,7 @@ class Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Any = None
     name: Annotated[str, Field(max_length=200)] | None = None
-    tool_calls: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_TOOLS)] | None = None
     tool_call_id: Annotated[str, Field(max_length=200)] | None = None
 
     @field_validator("content")
@@ -80,8 +110,10 @@ class ChatRequest(GenerationRequest):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     max_completion_tokens: Count | None = None
     parallel_tool_calls: bool | None = None
-    tools: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS)] | None = None
+    tool_choice: Any = None
+    chat_template_kwargs: Annotated[dict[str, Any], Field(max_length=16)] | None = None
+    """Variables of the target's chat template, such as `enable_thinking`."""
     reasoning_effort: str | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
@@ -91,6 +123,31 @@ class ChatRequest(GenerationRequest):
         if self.top_logprobs and not self.logprobs:
             raise wrong_field("top_logprobs", "needs 'logprobs': true")
         return self
+
+    @model_validator(mode="after")
+    def _tools_belong_together(self) -> ChatRequest:
+        check_tool_choice(self.tool_choice, [one.function.name for one in self.tools or []])
+        return self
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _template_variables_are_harmless(cls, given: dict[str, Any] | None) -> Any:
+        for name, value in (given or {}).items():
+            if name in _TEMPLATE_CALL or not _VARIABLE.fullmatch(name):
+                raise ValueError(f"'{name[:64]}' is not a variable of a chat template")
+            plain = value is None or isinstance(value, bool | int | float | str)
+            if not plain or (isinstance(value, str) and len(value) > 1000):
+                raise ValueError(f"'{name}' must be a number, a truth value or a short string")
+        return given
+
+    def for_engine(self) -> dict[str, Any]:
+        body = super().for_engine()
+        if not self.tools:  # vLLM refuses an empty list; OpenAI's clients send one
+            body.pop("tools", None)
+            body.pop("tool_choice", None)
+        elif self.tool_choice not in (None, "none", "auto"):
+            hold_to_schemas(one["function"] for one in body["tools"])
+        return body
 
 
 def _are_token_ids(values: list[Any]) -> bool:

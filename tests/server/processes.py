@@ -65,6 +65,11 @@ class GatewayProcess:
         values = {"api_key": "none", "max_retries": 0} | options
         return OpenAI(base_url=f"{self.url}/v1", **values)  # type: ignore[arg-type]
 
+    def strict(self) -> OpenAI:
+        """The stock client, which then takes no answer that its types do not describe."""
+        headers = {"x-strict-types": "true"}
+        return self.openai(_strict_response_validation=True, default_headers=headers)
+
     def wait_ready(self, timeout_s: float = 150.0) -> None:
         wait_until(lambda: self.get("/ready").status_code == 200, timeout_s, "ready")
 

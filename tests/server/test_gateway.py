@@ -19,7 +19,7 @@ JSON = {"content-type": "application/json"}
 
 @pytest.fixture
 def client(gateway: GatewayProcess) -> openai.OpenAI:
-    return gateway.openai(_strict_response_validation=True)
+    return gateway.strict()
 
 
 @pytest.fixture
@@ -65,25 +65,41 @@ def test_chat_streamed_and_whole_are_equal(client: openai.OpenAI) -> None:
     assert again.usage.prompt_tokens > whole.usage.prompt_tokens
 
 
-def test_completion_options(client: openai.OpenAI, gateway: GatewayProcess) -> None:
+def test_completion_options(client: openai.OpenAI) -> None:
     answer = client.completions.create(
         model=MODEL, prompt=["The draft", "A list"], n=2, max_tokens=6, logprobs=2
     )
     assert len(answer.choices) == 4
     assert answer.choices[0].logprobs is not None
     assert len(answer.choices[0].logprobs.tokens or []) == 6
-    # The first token of an echo has no log-probability: OpenAI's own types forbid the null.
-    echo = gateway.openai().completions.create(
+    echo = client.completions.create(
         model=MODEL, prompt="The draft", max_tokens=1, logprobs=1, echo=True
     )
     assert echo.choices[0].text.startswith("The draft")
+    assert echo.choices[0].logprobs is not None
+    assert (echo.choices[0].logprobs.token_logprobs or [1])[0] == 0
 
-    # Nor does a stream's finish_reason, null until the end, fit them.
-    streamed = gateway.openai().completions.create(
-        model=MODEL, prompt="The draft", max_tokens=12, temperature=0, stream=True, user="me"
+    streamed = list(
+        client.completions.create(
+            model=MODEL, prompt="The draft", max_tokens=12, temperature=0, stream=True, user="me"
+        )
     )
     whole = client.completions.create(model=MODEL, prompt="The draft", max_tokens=12, temperature=0)
     assert "".join(chunk.choices[0].text for chunk in streamed) == whole.choices[0].text
+    assert streamed[-1].choices[0].finish_reason == whole.choices[0].finish_reason
+
+
+def test_completion_nulls_are_kept_for_who_does_not_ask(gateway: GatewayProcess) -> None:
+    """Most clients take a chunk's first finish_reason that is not null for the end."""
+    client = gateway.openai()
+    chunks = client.completions.create(model=MODEL, prompt="The draft", max_tokens=8, stream=True)
+    reasons: list[object] = [chunk.choices[0].finish_reason for chunk in chunks]
+    assert set(reasons[:-1]) == {None}
+    assert reasons[-1] in ("length", "stop")
+    echo = client.completions.create(model=MODEL, prompt="A", max_tokens=1, logprobs=1, echo=True)
+    assert echo.choices[0].logprobs is not None
+    first: object = (echo.choices[0].logprobs.token_logprobs or [0])[0]
+    assert first is None
 
 
 BAD: list[tuple[dict[str, Any], str | None, str]] = [
@@ -128,8 +144,12 @@ def test_images_and_templates_are_refused(client: openai.OpenAI) -> None:
     image: Any = [{"type": "image_url", "image_url": {"url": "http://127.0.0.1:1/secret"}}]
     with pytest.raises(openai.BadRequestError, match="only text"):
         client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": image}])
-    for field in ({"chat_template": "{{ 1 }}"}, {"chat_template_kwargs": {"tokenize": True}}):
-        with pytest.raises(openai.BadRequestError, match="not supported"):
+    for field, why in (
+        ({"chat_template": "{{ 1 }}"}, "not supported"),
+        ({"chat_template_kwargs": {"tokenize": True}}, "not a variable"),
+        ({"chat_template_kwargs": {"x": [1]}}, "must be a number"),
+    ):
+        with pytest.raises(openai.BadRequestError, match=why):
             client.chat.completions.create(model=MODEL, messages=CHAT, extra_body=field)
 
 
@@ -154,9 +174,10 @@ def test_broken_bodies(http: httpx.Client, content: bytes) -> None:
 
 
 def test_nested_body(http: httpx.Client) -> None:
-    tool: Any = {}
+    parameters: Any = {}
     for _ in range(60):
-        tool = {"a": tool}
+        parameters = {"a": parameters}
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
     body = {"model": MODEL, "messages": CHAT, "tools": [tool]}
     answer = http.post("/v1/chat/completions", json=body)
     assert answer.status_code == 400
@@ -185,7 +206,7 @@ def test_routes_that_are_not_there(http: httpx.Client) -> None:
         ("GET", "/nope"): 404,
         # vLLM's own routes stay inside.
         ("POST", "/invocations"): 404,
-        ("POST", "/tokenize"): 404,
+        ("POST", "/collective_rpc"): 404,
         ("GET", "/version"): 404,
     }
     for (method, path), status in expected.items():

@@ -159,6 +159,8 @@ def test_command_line_of_the_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     speculation = json.loads(line[line.index("--speculative-config") + 1])
     assert speculation["num_speculative_tokens"] == 4
     assert speculation["draft_sample_method"] == "probabilistic"
+    assert line[line.index("--scheduler-cls") + 1] == command.SCHEDULER
+    assert "--tool-call-parser" not in line
     assert "--enforce-eager" in line
     assert "--kv-cache-memory-bytes" in line
     assert environment["LD_PRELOAD"].endswith("/own.so")
@@ -169,3 +171,32 @@ def test_command_line_of_the_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert "--enforce-eager" not in line
     assert "--kv-cache-memory-bytes" not in line
     assert environment["LD_PRELOAD"] == "/own.so"
+
+    plain = engine_command(EngineConfig(Path("/m/t"), tool_call_parser="hermes"), tmp_path / "s")
+    assert plain[plain.index("--tool-call-parser") + 1] == "hermes"
+    assert "--enable-auto-tool-choice" in plain
+    assert not {"--scheduler-cls", "--speculative-config"} & set(plain)
+
+
+@pytest.mark.parametrize(
+    ("template", "parser"),
+    [
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", None),
+        ("<tool_call>{{ call | tojson }}</tool_call>", "hermes"),
+        ("<tool_call><function=f></function></tool_call>", "qwen3_coder"),
+        ("[TOOL_CALLS] [", "mistral"),
+        ("<|python_tag|>", "llama3_json"),
+    ],
+)
+def test_form_of_tool_calls_is_read_from_the_template(
+    template: str, parser: str | None, tmp_path: Path
+) -> None:
+    assert load_settings(target=tmp_path).engine_config().tool_call_parser is None
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text(json.dumps({"chat_template": template}))
+    assert load_settings(target=tmp_path).engine_config().tool_call_parser == parser
+    (tmp_path / "chat_template.jinja").write_text(template)
+    config.unlink()
+    assert load_settings(target=tmp_path).engine_config().tool_call_parser == parser
+    chosen = load_settings(target=tmp_path, tool_call_parser="pythonic")
+    assert chosen.engine_config().tool_call_parser == "pythonic"

@@ -1,0 +1,55 @@
+"""`draftsmith keys`: who may use the server."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from draftsmith.server.home import Home
+from draftsmith.server.keys import KeyStore, Scope
+
+keys = typer.Typer(no_args_is_help=True, help="Make, list and revoke API keys.")
+
+
+@keys.command()
+def create(
+    name: Annotated[str, typer.Argument(help="What to call the key: a user or an application.")],
+    scope: Annotated[
+        Scope, typer.Option(help="`infer`: answer prompts; `admin`: everything.")
+    ] = "infer",
+    max_concurrent: Annotated[
+        int | None, typer.Option(min=1, help="Requests at a time; one more gets 429. [no limit]")
+    ] = None,
+) -> None:
+    """Make a key and print it, this once. From the first key on, the server asks for one.
+
+    Example:
+
+        draftsmith keys create my-app --max-concurrent 8
+    """
+    print(_store().create(name, [scope], max_concurrent))
+
+
+@keys.command("list")
+def list_keys() -> None:
+    """Show the keys, never their secrets."""
+    table = Table("name", "scopes", "at a time", "made", box=None, pad_edge=False)
+    for key in _store().all():
+        made = datetime.fromtimestamp(key.created_at, UTC).strftime("%Y-%m-%d %H:%M UTC")
+        limit = "" if key.max_concurrent is None else str(key.max_concurrent)
+        table.add_row(key.name, " ".join(key.scopes), limit, made)
+    Console(highlight=False, soft_wrap=True).print(table)
+
+
+@keys.command()
+def revoke(name: Annotated[str, typer.Argument(help="Name of the key.")]) -> None:
+    """Remove a key; a running server refuses it within a second."""
+    _store().revoke(name)
+
+
+def _store() -> KeyStore:
+    return KeyStore(Home.default().ensure().keys)
