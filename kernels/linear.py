@@ -22,9 +22,6 @@ from draftsmith.kernels.objective import Objective
 from draftsmith.kernels.planner import tiling
 from draftsmith.kernels.signal import HiddenSignal, LogitsSignal, SparseSignal, Teacher
 
-CHUNK_BYTES = 64 * 2**20
-"""Size of one chunk of float32 logits where only statistics are computed; see pair_stats."""
-
 
 def fused_linear_divergence(
     student_hidden_NH: Tensor,
