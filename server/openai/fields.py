@@ -73,7 +73,18 @@ class StreamOptions(BaseModel):
     continuous_usage_stats: bool | None = None
 
 
-class EngineRequest(BaseModel):
+class ShallowRequest(BaseModel):
+    """A body whose depth is bounded before anything walks through it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_too_deep(cls, values: Any) -> Any:
+        if nested_deeper_than(values, MAX_NESTING):
+            raise ValueError(f"it is nested more than {MAX_NESTING} levels deep")
+        return values
+
+
+class EngineRequest(ShallowRequest):
     """What every body that goes to the engine has in common."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
@@ -86,13 +97,6 @@ class EngineRequest(BaseModel):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     speculation: Speculation | None = None
     """Not OpenAI's: how many tokens may be drafted for this request."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _not_too_deep(cls, values: Any) -> Any:
-        if nested_deeper_than(values, MAX_NESTING):
-            raise ValueError(f"it is nested more than {MAX_NESTING} levels deep")
-        return values
 
     @model_validator(mode="after")
     def _no_unknown_fields(self) -> EngineRequest:

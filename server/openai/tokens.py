@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from draftsmith.server.openai.fields import MAX_NESTING, TokenId, nested_deeper_than
+from draftsmith.server.openai.fields import ShallowRequest, TokenId
 from draftsmith.server.openai.schemas import Message
 from draftsmith.server.openai.tools import MAX_TOOLS, FunctionTool
 
 
-class TokenizeRequest(BaseModel):
+class TokenizeRequest(ShallowRequest):
     """A `prompt`, or `messages` that the chat template renders."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
@@ -24,13 +24,6 @@ class TokenizeRequest(BaseModel):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     return_token_strs: bool | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _not_too_deep(cls, values: Any) -> Any:
-        if nested_deeper_than(values, MAX_NESTING):
-            raise ValueError(f"it is nested more than {MAX_NESTING} levels deep")
-        return values
 
     @model_validator(mode="after")
     def _one_of_two(self) -> TokenizeRequest:
