@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from draftsmith.distill.metrics import read_metrics
-from draftsmith.distill.recipe import EvaluateSection
+from draftsmith.distill.sections import EvaluateSection
 
 HELDOUT_PROMPTS = 24
 RECIPE = """

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from draftsmith.distill.progress import track
-from draftsmith.distill.recipe import EvaluateSection
+from draftsmith.distill.sections import EvaluateSection
 from draftsmith.server.engine.command import EngineConfig
 from draftsmith.server.engine.measure import EngineMeasurement, measure
 from draftsmith.server.engine.process import EngineProcess

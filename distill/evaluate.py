@@ -21,7 +21,7 @@ from draftsmith.distill import distributed
 from draftsmith.distill.batch import Batch, Example, make_batch, response_states
 from draftsmith.distill.models import body
 from draftsmith.distill.progress import track
-from draftsmith.distill.recipe import EvaluateSection
+from draftsmith.distill.sections import EvaluateSection
 from draftsmith.distill.teacher import Teacher
 from draftsmith.distill.vocabulary import DraftHead, DraftSignal, head_rows, restrict_signal
 from draftsmith.kernels.acceptance import greedy_log_ratio_T, log_ratio_T, token_survival_TS

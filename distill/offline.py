@@ -19,7 +19,7 @@ from draftsmith.distill.models import (
     stop_tokens,
     torch_dtype,
 )
-from draftsmith.distill.recipe import EvaluateSection
+from draftsmith.distill.sections import EvaluateSection
 from draftsmith.distill.student import check_same_vocabulary
 from draftsmith.distill.teacher import Teacher
 from draftsmith.distill.vocabulary import restrict_head

@@ -10,7 +10,7 @@ import operator
 import tomllib
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
@@ -18,8 +18,16 @@ from draftsmith.distill.objectives import REGISTRY, DistillSpecSection, Objectiv
 from draftsmith.distill.objectives.objective import DEFAULT_STUDENT_FRACTION
 from draftsmith.distill.refusal import objective_name, refusal
 from draftsmith.distill.section import Section
+from draftsmith.distill.sections import (
+    DataSection,
+    EvaluateSection,
+    ExportSection,
+    RolloutSection,
+    StudentSection,
+    TeacherSection,
+    TrainSection,
+)
 
-DType = Literal["float32", "bfloat16", "auto"]
 BUILTIN_FOLDER = Path(__file__).parent / "recipes"
 
 
@@ -28,126 +36,6 @@ if TYPE_CHECKING:
 else:
     _TAGGED = [Annotated[section, Tag(name)] for name, section in REGISTRY.items()]
     AnyObjective = Annotated[reduce(operator.or_, _TAGGED), Discriminator(objective_name)]
-
-
-class TeacherSection(Section):
-    model: str = "smollm2-135m"
-    """A folder, a name in the local store, or a Hugging Face hub id."""
-    dtype: DType = "auto"
-    """`auto` is bfloat16 where the machine multiplies it natively, else float32."""
-    keep_states_gib: float = Field(1.0, ge=0)
-    """Memory a process may use to keep the teacher's hidden states of recorded answers."""
-
-    @property
-    def keep_bytes(self) -> float:
-        return self.keep_states_gib * 2**30
-
-
-class StudentSection(Section):
-    init: Literal["cut", "random"] = "cut"
-    """`cut` takes layers and embedding out of the teacher; `random` takes only its shape."""
-    layers: list[int] | None = None
-    """Indices of the teacher's layers to keep (cut only; negative ones count from the end)."""
-    num_layers: int | None = Field(None, ge=1)
-    """Number of layers: evenly spaced ones where they are cut, else new ones."""
-    hidden_size: int | None = Field(None, ge=16)
-    """Width; below the teacher's, the embedding is projected and layers start at random."""
-    num_attention_heads: int | None = Field(None, ge=1)
-    num_key_value_heads: int | None = Field(None, ge=1)
-    intermediate_size: int | None = Field(None, ge=16)
-    vocabulary: int | None = Field(None, ge=1)
-    """How many tokens the student may propose: the most frequent ones in prompts and recorded
-    answers. Fewer rows of its head are read at every step, in training and serving; None keeps
-    them all."""
-    freeze_embeddings: bool = False
-    """Keep embedding and head as they start: less to overfit, and cheaper steps."""
-
-    @model_validator(mode="after")
-    def _one_way_to_choose_layers(self) -> Self:
-        if self.layers is not None and self.num_layers is not None:
-            raise ValueError("give either layers or num_layers, not both")
-        if self.layers is not None and (self.init == "random" or self.hidden_size is not None):
-            raise ValueError("layers can only be cut at the teacher's own width")
-        if self.init == "random" and self.num_layers is None:
-            raise ValueError("a random student needs num_layers")
-        return self
-
-
-class DataSection(Section):
-    train: str = "draftsmith:stdlib/train"
-    """Prompts: a JSONL file, a built-in set, or a Hugging Face dataset (folder or `hf:ID`)."""
-    heldout: str = "draftsmith:stdlib/heldout"
-    """Prompts for evaluation only."""
-    limit: int | None = Field(None, ge=1)
-    heldout_limit: int | None = Field(None, ge=1)
-    max_prompt_tokens: int = Field(512, ge=1)
-    responses: Literal["teacher", "given"] = "teacher"
-    """Recorded answers for training: the teacher's own, or those that the data gives, where it
-    does. Held-out answers are always the teacher's: acceptance is defined on its text."""
-
-
-class RolloutSection(Section):
-    student_fraction: float | None = Field(None, ge=0, le=1)
-    """Chance, drawn per prompt, that the response is the student's own (on-policy) rather than
-    a recorded answer of the teacher. By default 0.5, or what the objective is defined on."""
-    given_fraction: float = Field(0.0, ge=0, le=1)
-    """Chance that the response is the one that the data gives, which every prompt then needs."""
-    student_from_step: int = Field(0, ge=0)
-    """First step with student rollouts: the first samples of a raw student are noise."""
-    steps_ahead: int = Field(1, ge=1)
-    """Steps whose student responses are sampled together, with the weights of the first of them:
-    larger batches are faster, and the last response is this many steps old, less one."""
-    max_new_tokens: int = Field(128, ge=1)
-    temperature: float = Field(1.0, ge=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0)
-    """0 means all tokens."""
-    answers_per_prompt: int = Field(1, ge=1)
-    """Recorded teacher answers a prompt: the first is greedy, the others are sampled."""
-    batch_size: int = Field(32, ge=1)
-    """Sequences generated together. It changes speed, not what is sampled."""
-
-
-class TrainSection(Section):
-    steps: int = Field(ge=1)
-    batch_size: int = Field(16, ge=1)
-    """Prompts a step, over all processes and micro-batches."""
-    micro_batch_size: int = Field(4, ge=1)
-    """Sequences a process holds at a time. It changes memory, not the gradient."""
-    learning_rate: float = Field(1e-3, gt=0)
-    min_learning_rate_ratio: float = Field(0.1, ge=0, le=1)
-    warmup_steps: int = Field(0, ge=0)
-    weight_decay: float = Field(0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
-    max_grad_norm: float = Field(1.0, gt=0)
-    zero_stage: Literal[0, 1, 2, 3] = 1
-    dtype: DType = "float32"
-    """Of matrix products; weights, optimiser state and divergences stay float32."""
-    save_every: int = Field(100, ge=1)
-    eval_every: int = Field(50, ge=1)
-    keep_checkpoints: int = Field(2, ge=1)
-
-
-class EvaluateSection(Section):
-    temperature: float = Field(0.0, ge=0)
-    """Of serving: 0 is greedy."""
-    top_p: float = Field(1.0, gt=0, le=1)
-    gamma_max: int = Field(8, ge=1, le=16)
-    """Block efficiency is given for every lookahead from 1 to this one."""
-    num_speculative_tokens: int = Field(3, ge=1, le=16)
-    """Lookahead of the engine that the draft will be used in."""
-
-    @model_validator(mode="after")
-    def _served_lookahead_is_evaluated(self) -> Self:
-        if self.num_speculative_tokens > self.gamma_max:
-            raise ValueError("gamma_max must be at least num_speculative_tokens")
-        return self
-
-
-class ExportSection(Section):
-    name: str | None = None
-    """Name in the registry; the recipe's name by default."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
 
 
 class Recipe(Section):

@@ -16,9 +16,10 @@ from draftsmith.distill.answers import Answer, EncodedPrompt
 from draftsmith.distill.batch import Example
 from draftsmith.distill.draws import draw_bits, draw_uniform, prompts_of_step
 from draftsmith.distill.objectives import Course
-from draftsmith.distill.recipe import Recipe, RolloutSection
+from draftsmith.distill.recipe import Recipe
 from draftsmith.distill.replay import ReplayBuffer
 from draftsmith.distill.sampling import Sampling, generate
+from draftsmith.distill.sections import RolloutSection
 from draftsmith.distill.vocabulary import hold_rows
 
 

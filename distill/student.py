@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from draftsmith.distill.models import body
-from draftsmith.distill.recipe import StudentSection
+from draftsmith.distill.sections import StudentSection
 
 _INITIAL_LOGIT_STD = 0.7
 """Of a narrow student, over the vocabulary, for a hidden state of unit scale."""

@@ -21,7 +21,8 @@ from draftsmith.distill.distributed import world_size
 from draftsmith.distill.loss import charged_loss, hardest_tokens, label_columns
 from draftsmith.distill.models import body, head_weight
 from draftsmith.distill.objectives import Charge
-from draftsmith.distill.recipe import Recipe, TrainSection
+from draftsmith.distill.recipe import Recipe
+from draftsmith.distill.sections import TrainSection
 from draftsmith.distill.vocabulary import (
     draft_tokens,
     head_rows,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from draftsmith.distill.draws import draw_uniform, prompts_of_step
-from draftsmith.distill.recipe import Recipe, TrainSection
+from draftsmith.distill.recipe import Recipe
+from draftsmith.distill.sections import TrainSection
 
 
 def recipe(batch_size: int, seed: int = 0) -> Recipe:

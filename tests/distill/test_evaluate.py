@@ -10,8 +10,8 @@ import torch
 from draftsmith.distill.batch import Example
 from draftsmith.distill.evaluate import evaluate, prepare_heldout
 from draftsmith.distill.models import load_model
-from draftsmith.distill.recipe import EvaluateSection
 from draftsmith.distill.sampling import Sampling, generate
+from draftsmith.distill.sections import EvaluateSection
 from draftsmith.distill.teacher import Teacher
 from draftsmith.kernels.acceptance import token_survival_TS
 from draftsmith.kernels.block_rule import block_survival_TS

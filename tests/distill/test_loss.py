@@ -24,7 +24,8 @@ from draftsmith.distill.loss import (
 )
 from draftsmith.distill.models import load_model
 from draftsmith.distill.objectives import REGISTRY, Charge
-from draftsmith.distill.recipe import Recipe, TrainSection
+from draftsmith.distill.recipe import Recipe
+from draftsmith.distill.sections import TrainSection
 from draftsmith.distill.teacher import Teacher
 from draftsmith.distill.trainee import Trainee
 from draftsmith.distill.vocabulary import restrict_head

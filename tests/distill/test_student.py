@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from draftsmith.distill.models import load_model
-from draftsmith.distill.recipe import StudentSection
+from draftsmith.distill.sections import StudentSection
 from draftsmith.distill.student import check_same_vocabulary, make_student
 from tests.tiny import make_target
 

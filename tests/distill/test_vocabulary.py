@@ -12,8 +12,8 @@ from draftsmith.distill.batch import Example
 from draftsmith.distill.evaluate import Acceptance, evaluate, prepare_heldout
 from draftsmith.distill.manifest import DRAFT_VOCABULARY_NAME, read_draft_vocabulary
 from draftsmith.distill.models import load_model
-from draftsmith.distill.recipe import EvaluateSection
 from draftsmith.distill.sampling import Sampling, generate
+from draftsmith.distill.sections import EvaluateSection
 from draftsmith.distill.teacher import Teacher
 from draftsmith.distill.vocabulary import (
     draft_tokens,

@@ -8,8 +8,9 @@ import torch
 
 from draftsmith.distill.objectives import Course, Residuals, SelfDistillationSection
 from draftsmith.distill.objectives.self_distillation import ClosedForm
-from draftsmith.distill.recipe import Recipe, TrainSection
+from draftsmith.distill.recipe import Recipe
 from draftsmith.distill.residuals import squares
+from draftsmith.distill.sections import TrainSection
 
 
 def course(**fields: object) -> Course:

@@ -8,7 +8,8 @@ import pytest
 
 from draftsmith.distill.objectives import Course, SkewKLSection
 from draftsmith.distill.objectives.skew import AdaptiveOffPolicy
-from draftsmith.distill.recipe import Recipe, RolloutSection, TrainSection
+from draftsmith.distill.recipe import Recipe
+from draftsmith.distill.sections import RolloutSection, TrainSection
 
 
 def course(rollout: RolloutSection | None = None, **fields: float) -> AdaptiveOffPolicy:

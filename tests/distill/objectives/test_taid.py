@@ -9,7 +9,8 @@ import pytest
 
 from draftsmith.distill.objectives import TAIDSection
 from draftsmith.distill.objectives.taid import TAID
-from draftsmith.distill.recipe import Recipe, TrainSection
+from draftsmith.distill.recipe import Recipe
+from draftsmith.distill.sections import TrainSection
 
 
 def course(steps: int, **fields: float) -> TAID:

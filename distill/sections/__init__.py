@@ -1,0 +1,19 @@
+"""The sections of a recipe, one file each. Nothing here imports torch."""
+
+from draftsmith.distill.sections.data import DataSection
+from draftsmith.distill.sections.evaluate import EvaluateSection
+from draftsmith.distill.sections.export import ExportSection
+from draftsmith.distill.sections.rollout import RolloutSection
+from draftsmith.distill.sections.student import StudentSection
+from draftsmith.distill.sections.teacher import TeacherSection
+from draftsmith.distill.sections.train import TrainSection
+
+__all__ = [
+    "DataSection",
+    "EvaluateSection",
+    "ExportSection",
+    "RolloutSection",
+    "StudentSection",
+    "TeacherSection",
+    "TrainSection",
+]
