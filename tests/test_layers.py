@@ -24,6 +24,8 @@ INSIDE_VLLM = {
     "server/engine/plugin.py",
     "server/engine/scheduler.py",
     "server/engine/vocabulary.py",
+    "server/engine/weights_extension.py",
+    "server/engine/weights_route.py",
 }
 
 

@@ -27,6 +27,7 @@ FAULTS = ("expand_batch_to_tokens", "seeded_prefill", "seeded_drafts")
 LOOKAHEAD_ARGUMENT = "draftsmith_lookahead"
 """Key in a request's `vllm_xargs`: the most tokens that may be drafted for it in a step."""
 SCHEDULER = "draftsmith.server.engine.scheduler.speculation_scheduler"
+WORKER_EXTENSION = "draftsmith.server.engine.weights_extension.WeightsExtension"
 
 _CPU_KV_CACHE_BYTES = 1 << 30
 _PRELOAD_NAMES = ("libtcmalloc_minimal.so.4", "libiomp5.so")
@@ -86,7 +87,7 @@ def engine_command(config: EngineConfig, socket: Path) -> list[str]:
     command += ["--model", str(config.target), "--served-model-name", config.served_model_name]
     command += ["--dtype", config.dtype, "--disable-uvicorn-access-log"]
     # Quiet streams stay open through proxies while a long prompt is prefilled.
-    command += ["--sse-keep-alive-interval", "15"]
+    command += ["--sse-keep-alive-interval", "15", "--worker-extension-cls", WORKER_EXTENSION]
     optional = {
         "--max-model-len": config.max_model_len,
         "--max-num-seqs": config.max_num_seqs,

@@ -43,6 +43,9 @@ class SpeculationScheduler(Scheduler):
         )
         super()._update_after_schedule(scheduler_output)
 
+    def reset_prefix_cache(self, *args: Any, **options: Any) -> bool:
+        return _forget_prefixes(self) or super().reset_prefix_cache(*args, **options)
+
 
 class OverlappedSpeculationScheduler(AsyncScheduler):
     """Steps overlap (GPU): placeholders are scheduled, the worker fills in the proposals.
@@ -61,6 +64,9 @@ class OverlappedSpeculationScheduler(AsyncScheduler):
             request = self.requests[name]
             # A slice, never in place: vLLM shares one list of placeholders.
             request.spec_token_ids = request.spec_token_ids[: lookahead_of(self, request)]
+
+    def reset_prefix_cache(self, *args: Any, **options: Any) -> bool:
+        return _forget_prefixes(self) or super().reset_prefix_cache(*args, **options)
 
 
 def lookahead_of(scheduler: Any, request: Any) -> int:
@@ -86,3 +92,16 @@ def _forbid_padding(scheduler: Any) -> None:
     if scheduler.dynamic_sd_lookup is None:
         sizes = scheduler.scheduler_config.max_num_seqs + 1
         scheduler.dynamic_sd_lookup = [scheduler.num_spec_tokens] * sizes
+
+
+def _forget_prefixes(scheduler: Any) -> bool:
+    """While requests run, forget what could be reused and let them keep their own blocks.
+
+    vLLM either does nothing then or computes all running requests again. After a new draft was
+    loaded only later requests matter: a long shared prompt would mislead it for ever.
+    """
+    if not scheduler.running:
+        return False
+    pool = scheduler.kv_cache_manager.block_pool
+    pool.evict_blocks(set(range(len(pool.blocks))))
+    return True

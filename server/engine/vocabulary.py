@@ -13,12 +13,15 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
 from draftsmith.distill.manifest import read_draft_vocabulary
 
 _log = logging.getLogger("vllm.draftsmith")
+_WHOLE_HEADS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+"""Model with fewer rows -> the head that it was loaded with. Kept, for a tied one costs nothing."""
 
 
 def serve_draft_vocabularies() -> None:
@@ -34,7 +37,7 @@ def serve_draft_vocabularies() -> None:
         config = self.speculative_config.draft_model_config
         token_D = read_draft_vocabulary(Path(config.model), config.get_vocab_size())
         if token_D is not None:
-            keep_rows(model, torch.tensor(token_D), config.get_vocab_size())
+            propose_only(model, torch.tensor(token_D), config.get_vocab_size())
             _log.info("draftsmith: the draft proposes %d tokens", len(token_D))
         return model
 
@@ -42,15 +45,17 @@ def serve_draft_vocabularies() -> None:
     DraftModelProposer._get_model = load_and_trim
 
 
-def keep_rows(model: Any, token_D: torch.Tensor, vocab_size: int) -> None:
-    """Replace the head of a loaded draft by its rows `token_D`, and pad what it computes."""
+def propose_only(model: Any, token_D: torch.Tensor, vocab_size: int) -> None:
+    """Replace the head of a loaded model by its rows `token_D`, and pad what it computes."""
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
+    propose_all(model)
     whole_VH = model.lm_head.weight
     head = ParallelLMHead(len(token_D), whole_VH.shape[1], params_dtype=whole_VH.dtype)
     head.to(whole_VH.device)
     head.weight.data[: len(token_D)] = whole_VH.data[token_D]
     head.quant_method.process_weights_after_loading(head)
+    _WHOLE_HEADS[model] = model.lm_head
     model.lm_head = head
     project = model.compute_logits
     token_D = token_D.to(whole_VH.device)
@@ -61,3 +66,10 @@ def keep_rows(model: Any, token_D: torch.Tensor, vocab_size: int) -> None:
         return logits_SV.index_copy_(1, token_D, logits_SD)
 
     model.compute_logits = padded
+
+
+def propose_all(model: Any) -> None:
+    """Undo `propose_only`: other weights, perhaps with other rows, are loaded into the whole."""
+    if model in _WHOLE_HEADS:
+        model.lm_head = _WHOLE_HEADS.pop(model)
+        del model.compute_logits  # the attribute that hides the class's method
