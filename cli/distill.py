@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from draftsmith.cli.resolve import resolve_model
+from draftsmith.cli.rollout_engine import run_with_engine
 from draftsmith.distill.folder import RunFolder
 from draftsmith.distill.metrics import read_metrics
 from draftsmith.distill.recipe import builtin_recipes, load_recipe
@@ -93,9 +94,13 @@ def run_distillation(
         arguments += ["--set", override]
     if resume:
         arguments.append("--resume")
-    code = subprocess.run([*_launcher(nproc), *arguments], env=_environment(), check=False)
-    if code.returncode:
-        raise typer.Exit(code.returncode if code.returncode > 0 else 1)
+    command, environment = [*_launcher(nproc), *arguments], _environment()
+    if parsed.rollout.engine == "vllm":
+        code = run_with_engine(command, environment, folder.absolute())
+    else:
+        code = subprocess.run(command, env=environment, check=False).returncode
+    if code:
+        raise typer.Exit(code if code > 0 else 1)
     return RunFolder(folder.absolute())
 
 

@@ -20,6 +20,8 @@ class Example:
     prompt: tuple[int, ...]
     response: tuple[int, ...]
     source: str
+    version: int | None = None
+    """Steps that the student had behind it when it wrote this; None where it did not."""
 
     @property
     def length(self) -> int:

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from draftsmith.distill.manifest import (
@@ -39,17 +40,7 @@ def export_draft(
     """
     partial = output.with_name(output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    dtype = torch_dtype(recipe.export.dtype)
-    # A copy, so that a run can export and then go on training in float32.
-    state = {name: tensor.detach().to(dtype) for name, tensor in student.state_dict().items()}
-    student.generation_config = GenerationConfig.from_model_config(student.config)
-    before = student.config.dtype
-    student.config.dtype = dtype
-    student.save_pretrained(partial, state_dict=state, safe_serialization=True)
-    student.config.dtype = before
-    token_D = draft_tokens(student)
-    if token_D is not None:
-        write_draft_vocabulary(partial, token_D.tolist())
+    write_model(student, partial, torch_dtype(recipe.export.dtype))
     load_tokenizer(teacher_folder).save_pretrained(partial)
     target = target_identity(teacher_folder)
     resolved = recipe.model_copy(
@@ -67,3 +58,17 @@ def export_draft(
     shutil.rmtree(output, ignore_errors=True)
     partial.rename(output)
     return manifest
+
+
+def write_model(student: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:
+    """Weights in `dtype`, config and, where the student has one, its draft vocabulary."""
+    # A copy, so that a run can export and then go on training in float32.
+    state = {name: tensor.detach().to(dtype) for name, tensor in student.state_dict().items()}
+    student.generation_config = GenerationConfig.from_model_config(student.config)
+    before = student.config.dtype
+    student.config.dtype = dtype
+    student.save_pretrained(folder, state_dict=state, safe_serialization=True)
+    student.config.dtype = before
+    token_D = draft_tokens(student)
+    if token_D is not None:
+        write_draft_vocabulary(folder, token_D.tolist())

@@ -32,9 +32,10 @@ class ReplayBuffer:
         self._examples.extend(replace(example, source="replay") for example in examples)
 
     def state(self) -> list[Any]:
-        return [[list(example.prompt), list(example.response)] for example in self._examples]
+        return [[list(one.prompt), list(one.response), one.version] for one in self._examples]
 
     def restore(self, state: list[Any]) -> None:
         self._examples.clear()
-        for prompt, response in state:
-            self._examples.append(Example(tuple(prompt), tuple(response), "replay"))
+        for prompt, response, *version in state:  # older checkpoints hold no version
+            written = version[0] if version else None
+            self._examples.append(Example(tuple(prompt), tuple(response), "replay", written))

@@ -18,6 +18,7 @@ from draftsmith.distill.draws import draw_bits, draw_uniform, prompts_of_step
 from draftsmith.distill.objectives import Course
 from draftsmith.distill.recipe import Recipe
 from draftsmith.distill.replay import ReplayBuffer
+from draftsmith.distill.rollout_engine import RolloutEngine
 from draftsmith.distill.sampling import Sampling, generate
 from draftsmith.distill.sections import RolloutSection
 from draftsmith.distill.vocabulary import hold_rows
@@ -55,11 +56,12 @@ def rollout(
     dtype: torch.dtype,
     course: Course,
     replay: ReplayBuffer,
+    engine: RolloutEngine | None = None,
 ) -> list[list[Example]]:
     """This process's share of each step's examples, in the same order whatever their source.
 
-    The student's responses of all `steps` are sampled together, and put into `replay` after the
-    steps have been drawn: what is replayed was written before them.
+    The student's responses of all `steps` are sampled together, in `engine` where one is given,
+    and put into `replay` after the steps have been drawn: what is replayed was written before.
     """
     every = range(distributed.rank(), recipe.train.batch_size, distributed.world_size())
     places = [(step, place) for step in steps for place in every]
@@ -71,23 +73,29 @@ def rollout(
         for step, place in places
     }
     own = [place for place in places if sources[place] == "student"]
-    autocast = torch.autocast(student.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
-    with autocast, hold_rows(student, dtype):
-        responses = generate(
-            student,
-            [prompts[chosen[step][place]].tokens for step, place in own],
-            [draw_bits(recipe.seed, "rollout", step, place) for step, place in own],
-            student_sampling(recipe.rollout),
-            stop_tokens=stop_tokens,
-            batch_size=recipe.rollout.batch_size,
-        )
+    own_prompts = [prompts[chosen[step][place]].tokens for step, place in own]
+    seeds = [draw_bits(recipe.seed, "rollout", step, place) for step, place in own]
+    sampling = student_sampling(recipe.rollout)
+    if engine is not None:
+        responses = engine.generate(student, steps[0], own_prompts, seeds, sampling, stop_tokens)
+    else:
+        device, is_bfloat16 = student.device.type, dtype == torch.bfloat16
+        with torch.autocast(device, torch.bfloat16, enabled=is_bfloat16), hold_rows(student, dtype):
+            responses = generate(
+                student,
+                own_prompts,
+                seeds,
+                sampling,
+                stop_tokens=stop_tokens,
+                batch_size=recipe.rollout.batch_size,
+            )
     sampled = dict(zip(own, responses, strict=True))
 
     def example(step: int, place: int) -> Example:
         prompt, options = prompts[chosen[step][place]], answers[chosen[step][place]]
         source = sources[step, place]
         if source == "student":
-            return Example(prompt.tokens, tuple(sampled[step, place]), "student")
+            return Example(prompt.tokens, tuple(sampled[step, place]), "student", steps[0])
         if source == "replay":
             return replay[draw_bits(recipe.seed, "replay", step, place) % len(replay)]
         if source == "given":

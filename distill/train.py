@@ -35,6 +35,7 @@ from draftsmith.distill.recipe import Recipe, load_recipe
 from draftsmith.distill.replay import ReplayBuffer
 from draftsmith.distill.residuals import measure_residuals
 from draftsmith.distill.rollout import recorded_examples, rollout
+from draftsmith.distill.rollout_engine import open_rollout_engine
 from draftsmith.distill.run import Prepared, open_run, prepare
 from draftsmith.distill.trainee import (
     learning_rate,
@@ -72,6 +73,7 @@ def train(recipe: Recipe, output: Path, *, resume: bool = False) -> RunFolder:
     if state is not None:
         course.restore(state["objective"])
         replay.restore(state["replay"])
+    rollout_engine = open_rollout_engine(recipe, run.dtype, Path(recipe.teacher.model))
     metrics = Metrics(folder.metrics, start, enabled=distributed.is_main())
 
     def measure(step: int, label: str = "") -> Acceptance:
@@ -112,6 +114,7 @@ def train(recipe: Recipe, output: Path, *, resume: bool = False) -> RunFolder:
                         run.dtype,
                         course,
                         replay,
+                        rollout_engine,
                     )
             examples = rollouts[step % recipe.rollout.steps_ahead]
             sampled = time.perf_counter()
@@ -149,9 +152,11 @@ def train_step(
     token_D = draft_tokens(run.student)
     counts = torch.tensor([count_trained(examples, charge, objective.trained_share, token_D),
                            sum(example.source == "student" for example in examples),
-                           sum(example.source == "replay" for example in examples)],
+                           sum(example.source == "replay" for example in examples),
+                           sum(step - example.version for example in examples
+                               if example.version is not None)],
                           dtype=torch.float64)  # fmt: skip
-    tokens, from_student, replayed = distributed.sum_over_processes(counts).tolist()
+    tokens, from_student, replayed, age = distributed.sum_over_processes(counts).tolist()
     # DeepSpeed averages over processes and micro-batches; the loss is a sum over all of them.
     size = recipe.train.micro_batch_size
     scale = distributed.world_size() * (len(examples) // size) / max(1.0, tokens)
@@ -177,6 +182,9 @@ def train_step(
         "tokens": int(tokens),
         "student_share": from_student / recipe.train.batch_size,
     }
+    if from_student + replayed:
+        # Mean number of steps between the weights that wrote a response and those it trains.
+        record["staleness"] = age / (from_student + replayed)
     if course.replay_capacity:
         record["replay_share"] = replayed / recipe.train.batch_size
     record |= course.metrics()  # what this step was taken with

@@ -10,6 +10,9 @@ from fastapi import FastAPI
 
 from draftsmith.server import system
 from draftsmith.server.admission import Admission
+from draftsmith.server.deployments import routes as deployment_routes
+from draftsmith.server.deployments.deployment import Deployment
+from draftsmith.server.deployments.event import DraftRef
 from draftsmith.server.engine.command import uses_cpu_wheel
 from draftsmith.server.engine.supervisor import Supervisor
 from draftsmith.server.errors import install_error_handlers
@@ -46,10 +49,19 @@ def create_app(settings: Settings) -> FastAPI:
         settings=settings,
         supervisor=supervisor,
         plain=plain,
-        draft_version=None if manifest is None else version_id(manifest),
         keys=KeyStore(home.keys, [settings_key(secret.get_secret_value())] if secret else []),
         admission=Admission(settings.max_in_flight, settings.max_queued, settings.max_queue_s),
     )
+
+    if settings.draft is not None:
+        version = None if manifest is None else version_id(manifest)
+        gateway.deployment = Deployment(
+            settings,
+            DraftRef(version=version, folder=str(settings.draft.absolute())),
+            supervisor,
+            gateway.metrics,
+            in_flight=lambda: gateway.in_flight,
+        )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -68,5 +80,6 @@ def create_app(settings: Settings) -> FastAPI:
     install_error_handlers(app)
     app.add_middleware(Gate, gateway=gateway)
     app.include_router(system.router)
+    app.include_router(deployment_routes.router)
     app.include_router(routes.router)
     return app

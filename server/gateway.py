@@ -9,6 +9,7 @@ import httpx
 from fastapi import Request
 
 from draftsmith.server.admission import Admission
+from draftsmith.server.deployments.deployment import Deployment
 from draftsmith.server.engine.supervisor import EngineState, Supervisor
 from draftsmith.server.errors import ApiError
 from draftsmith.server.keys import ApiKey, KeyStore
@@ -22,16 +23,21 @@ class Gateway:
 
     settings: Settings
     supervisor: Supervisor
-    draft_version: str | None
-    """The draft's id in the registry's form, None without a draft or a manifest."""
     keys: KeyStore
     admission: Admission
     plain: Supervisor | None = None
     """The engine without the draft, when one is configured."""
     metrics: Metrics = field(default_factory=Metrics)
+    deployment: Deployment | None = None
+    """None where no draft is served."""
     draining: bool = False
     in_flight: int = 0
     created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def draft_version(self) -> str | None:
+        """The draft's id in the registry's form, None without a draft or a manifest."""
+        return None if self.deployment is None else self.deployment.draft.version
 
     @property
     def engines(self) -> list[Supervisor]:

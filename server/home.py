@@ -43,6 +43,11 @@ class Home:
         return self.root / "keys.json"
 
     @property
+    def deployments(self) -> Path:
+        """The journal of what is served, and of every change."""
+        return self.root / "deployments.sqlite"
+
+    @property
     def logs(self) -> Path:
         """What the engines print."""
         return self.root / "logs"

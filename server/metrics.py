@@ -43,6 +43,23 @@ class Metrics:
             "Times that the engine died and was started again.",
             registry=self.registry,
         )
+        self.draft = Gauge(
+            "draftsmith_draft_info",
+            "1 for the draft that is served; its version is in the label.",
+            ("version",),
+            registry=self.registry,
+        )
+        self.draft_changes = Counter(
+            "draftsmith_draft_changes",
+            "Promotions and rollbacks, by what became of them.",
+            ("action", "outcome"),
+            registry=self.registry,
+        )
+
+    def show_draft(self, version: str | None) -> None:
+        """`version`: None for a draft that carries no manifest."""
+        self.draft.clear()
+        self.draft.labels(version or "unregistered").set(1)
 
     def text(self) -> str:
         return generate_latest(self.registry).decode()

@@ -50,6 +50,9 @@ class Settings(BaseSettings):
     plain_engine: bool = False
     """Run a second engine, without the draft, for what speculation cannot serve."""
 
+    canary_prompts: Path | None = None
+    """JSON lines with `prompt` or `messages` that a new draft is tried on; None: built-in ones."""
+
     start_timeout_s: Annotated[float, Field(gt=0)] = 600.0
     drain_timeout_s: Annotated[float, Field(ge=0)] = 30.0
     max_body_bytes: Annotated[int, Field(ge=1024)] = 4 << 20

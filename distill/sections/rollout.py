@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from draftsmith.distill.section import Section
@@ -25,5 +27,9 @@ class RolloutSection(Section):
     """0 means all tokens."""
     answers_per_prompt: int = Field(1, ge=1)
     """Recorded teacher answers a prompt: the first is greedy, the others are sampled."""
+    engine: Literal["hf", "vllm"] = "hf"
+    """What samples the student's responses: Hugging Face `generate` in the trainer, or the vLLM
+    that also serves, in processes of its own that get the student's weights at every rollout.
+    vLLM is faster; its log-probabilities, and so its samples, depend on the batch by rounding."""
     batch_size: int = Field(32, ge=1)
     """Sequences generated together. It changes speed, not what is sampled."""

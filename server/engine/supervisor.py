@@ -38,6 +38,9 @@ class Supervisor:
 
     A first start that fails is final (`FAILED`): its cause is the configuration, and trying
     again would only hide it. All methods belong to one event loop.
+
+    `config` is what the next start of the engine takes; what was exchanged in the live engine
+    must be written there too, or a restart brings back what was before.
     """
 
     def __init__(self, config: EngineConfig, log_file: Path, start_timeout_s: float) -> None:
@@ -46,12 +49,16 @@ class Supervisor:
         self.start_timeout_s = start_timeout_s
         self.state = EngineState.STARTING
         self.reason = "the engine is starting"
+        self.starts = 0
+        """Engines that have answered so far."""
         self.restarts = 0
+        """Of those, in place of one that died."""
         self.failed = asyncio.Event()
         """Set when the engine will not come; `reason` says why."""
         self._client: httpx.AsyncClient | None = None
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
+        self._replacement: _Replacement | None = None
         self._boot_began = time.monotonic()
         self._boot_s = _FIRST_BOOT_GUESS_S
 
@@ -79,7 +86,39 @@ class Supervisor:
         left = self._boot_s - (time.monotonic() - self._boot_began)
         return max(1, min(_MAX_RETRY_AFTER_S, round(left)))
 
+    def refuse(self, reason: str) -> None:
+        """Give no client away from now on, until the engine has started again.
+
+        Who has one keeps it: requests that are inside go on. Only before `replace`.
+        """
+        if not self._stopping:
+            self._boot_began = time.monotonic()
+            self._set(EngineState.RESTARTING, reason)
+
+    async def replace(self, config: EngineConfig) -> None:
+        """Stop the engine and start one with `config`; returns when that answers.
+
+        Raises:
+            EngineError: it does not start, and the engine of before is being started again; or
+                the server is shutting down.
+        """
+        if self._stopping:
+            raise EngineError("The server is shutting down.")
+        assert self._replacement is None, "the engine is being replaced already"
+        self._replacement = _Replacement(config, self.config)
+        try:
+            await self._replacement.done
+        finally:
+            self._replacement = None
+
     async def _run(self, after: Supervisor | None) -> None:
+        try:
+            await self._supervise(after)
+        finally:
+            if self._replacement is not None:
+                self._replacement.fail(EngineError("The server is shutting down."))
+
+    async def _supervise(self, after: Supervisor | None) -> None:
         while after is not None and after.client is None and not self._stopping:
             await asyncio.sleep(_POLL_S)
         pause = 0.0
@@ -89,12 +128,21 @@ class Supervisor:
             try:
                 await self._boot(engine)
                 self._boot_s = time.monotonic() - self._boot_began
+                if self._replacement is not None and self._replacement.taken:
+                    self._replacement.succeed()
                 await self._watch(engine)
             except _StopRequested:
                 return
+            except _ReplaceRequested as request:
+                self.config = request.replacement.take()
+                continue
             except EngineError as error:
                 self._set(EngineState.RESTARTING, str(error))
-                if self.restarts == 0:
+                if self._replacement is not None and self._replacement.taken:
+                    self.config = self._replacement.before
+                    self._replacement.fail(error)
+                    continue
+                if self.starts == 0:
                     self._set(EngineState.FAILED, str(error))
                     self.failed.set()
                     return
@@ -122,6 +170,7 @@ class Supervisor:
         self._client = httpx.AsyncClient(
             transport=transport, base_url="http://engine", timeout=httpx.Timeout(None, connect=5.0)
         )
+        self.starts += 1
         self._set(EngineState.READY, "")
 
     async def _watch(self, engine: EngineProcess) -> None:
@@ -132,6 +181,8 @@ class Supervisor:
         assert self._client is not None
         next_health = time.monotonic() + _HEALTH_EVERY_S
         while engine.running:
+            if self._replacement is not None and not self._replacement.taken:
+                raise _ReplaceRequested(self._replacement)
             await self._sleep(_POLL_S)
             if time.monotonic() < next_health:
                 continue
@@ -165,3 +216,33 @@ class Supervisor:
 
 class _StopRequested(Exception):
     """`stop` was called; unwinds a start or a pause."""
+
+
+class _Replacement:
+    """A wish to run the engine with another configuration, and what came of it."""
+
+    def __init__(self, config: EngineConfig, before: EngineConfig) -> None:
+        self.config = config
+        self.before = before
+        self.taken = False
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def take(self) -> EngineConfig:
+        self.taken = True
+        return self.config
+
+    def succeed(self) -> None:
+        if not self.done.done():
+            self.done.set_result(None)
+
+    def fail(self, error: EngineError) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
+
+
+class _ReplaceRequested(Exception):
+    """`replace` was called; ends the watch over the engine."""
+
+    def __init__(self, replacement: _Replacement) -> None:
+        super().__init__()
+        self.replacement = replacement

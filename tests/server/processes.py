@@ -38,6 +38,7 @@ class GatewayProcess:
     def __init__(self, home: Path, target: Path, draft: Path, **settings: str) -> None:
         own = {f"DRAFTSMITH_{name.upper()}": value for name, value in settings.items()}
         pair = {"DRAFTSMITH_TARGET": str(target), "DRAFTSMITH_DRAFT": str(draft)}
+        self.home = home
         home.mkdir(exist_ok=True)
         self.stderr = home / "gateway.err"
         with self.stderr.open("w") as stderr:

@@ -1,0 +1,278 @@
+"""One deployment: a target behind a name, and the drafts that come and go in its live engine.
+
+A promotion tries the new draft on the canary prompts, in the live engine, and takes it back when
+the target accepts less of it than of the draft before. No request fails meanwhile where only
+weights are exchanged; a draft of another shape needs another engine, and a pause.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import operator
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import httpx
+
+from draftsmith.server.deployments.aliases import Aliases
+from draftsmith.server.deployments.canary import CanaryFailed, load_canary, run_canary
+from draftsmith.server.deployments.event import CanaryFigures, DraftRef, Event
+from draftsmith.server.deployments.journal import Journal
+from draftsmith.server.engine.process import EngineError
+from draftsmith.server.engine.supervisor import Supervisor
+from draftsmith.server.engine.weights import WeightsRefused, load_weights, model_shape
+from draftsmith.server.home import Home
+from draftsmith.server.metrics import Metrics
+from draftsmith.server.pair import check_pair
+from draftsmith.server.registry import Conflict, Registry
+from draftsmith.server.settings import Settings
+
+_log = logging.getLogger("draftsmith.deployments")
+_IDLE_POLL_S = 0.05
+_SWAP_ERRORS = (WeightsRefused, EngineError, httpx.HTTPError)
+
+
+class Busy(ValueError):
+    """Another change of the deployment is under way."""
+
+
+class NotReady(EngineError):
+    """The engine does not answer now."""
+
+
+class Deployment:
+    """The draft side of one served target. All methods belong to one event loop."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        configured: DraftRef,
+        supervisor: Supervisor,
+        metrics: Metrics,
+        in_flight: Callable[[], int],
+    ) -> None:
+        """Take up the draft that was promoted last, if the configured one is that of before.
+
+        Args:
+            configured: the draft of the settings, which fits the target.
+            in_flight: how many requests are being answered.
+
+        Raises:
+            ValueError: the draft that was promoted last is gone or does not match, or the canary
+                prompts cannot be read.
+        """
+        self.name = settings.served_model_name
+        self.settings = settings
+        self.supervisor = supervisor
+        self._configured = configured
+        self._metrics = metrics
+        self._in_flight = in_flight
+        home = Home(settings.home)
+        self._registry = Registry(home)
+        self._journal = Journal(home.deployments)
+        self.aliases = Aliases(self._registry, self.name)
+        self._questions = load_canary(settings.canary_prompts)
+        self._changing = asyncio.Lock()
+        self.drafts = self._journal.open(self.name, configured)
+        """Lowest first: what a rollback goes back to lies below what is served."""
+        if self.draft != configured:
+            check_pair(settings.target, Path(self.draft.folder))
+        self._keep_over_restarts(self.draft)
+        metrics.show_draft(self.draft.version)
+
+    @property
+    def draft(self) -> DraftRef:
+        """The one that is served."""
+        return self.drafts[-1]
+
+    def events(self, limit: int) -> list[Event]:
+        """What happened to the deployment, newest first."""
+        return self._journal.events(self.name, limit)
+
+    async def promote(self, name_or_id: str, min_share: float, by: str | None) -> Event:
+        """Serve the registered draft `name_or_id`, unless the canary prompts speak against it.
+
+        Args:
+            min_share: of the accepted tokens a target call of the draft before, which the new one
+                must reach.
+            by: who asked for it.
+
+        Raises:
+            Busy: another change is under way.
+            NotReady: the engine does not answer.
+            ValueError: no such draft, or it does not belong to the target; nothing was changed.
+        """
+        async with self._alone():
+            draft = await asyncio.to_thread(self._checked, name_or_id)
+            assert draft.version is not None, "registered drafts have a version"
+            if draft.version == self.draft.version:
+                raise ValueError(f"'{name_or_id}' is what is served already.")
+            try:
+                with self.aliases.candidate(draft.version):
+                    return await self._try(await self._begin("promote", draft, by), min_share)
+            except Conflict as error:
+                raise Busy(str(error)) from error
+
+    async def rollback(self, by: str | None) -> Event:
+        """Serve the draft of before the last promotion again, at once and without a trial.
+
+        Raises:
+            Busy, NotReady: as `promote`.
+            ValueError: there is none, or its folder is gone.
+        """
+        async with self._alone():
+            if len(self.drafts) < 2:
+                raise ValueError("There is nothing to roll back to: no draft was promoted here.")
+            draft = self.drafts[-2]
+            await asyncio.to_thread(check_pair, self.settings.target, Path(draft.folder))
+            event = await self._begin("rollback", draft, by)
+            seen = self.aliases.get("production")
+            try:
+                event = await self._swap(event)
+                self.aliases.set_production(draft, seen)
+            except (*_SWAP_ERRORS, Conflict) as error:
+                await self._swap_back(event)
+                return await self._end(event, "failed", str(error))
+            return await self._end(event, "done")
+
+    def _alone(self) -> asyncio.Lock:
+        if self._changing.locked():
+            raise Busy("Another draft is being promoted or rolled back: wait for it to end.")
+        return self._changing
+
+    def _checked(self, name_or_id: str) -> DraftRef:
+        """Raises ValueError unless it is registered, unchanged, and made for the target."""
+        version = self._registry.resolve(name_or_id)
+        if version.manifest.kind != "draft":
+            raise ValueError(f"'{name_or_id}' is a {version.manifest.kind}, not a draft.")
+        check_pair(self.settings.target, version.folder)
+        return DraftRef(version=version.id, folder=str(version.folder))
+
+    async def _begin(
+        self, action: Literal["promote", "rollback"], draft: DraftRef, by: str | None
+    ) -> Event:
+        self._client()  # an engine that does not answer is not asked to change
+        ours, theirs = (model_shape(Path(one.folder)) for one in (self.draft, draft))
+        event = Event(
+            deployment=self.name,
+            action=action,
+            way="exchange" if ours.difference(theirs) is None else "restart",
+            previous=self.draft,
+            draft=draft,
+            by=by,
+            began_at=int(time.time()),
+        )
+        return await asyncio.to_thread(self._journal.begin, event)
+
+    async def _try(self, event: Event, min_share: float) -> Event:
+        """Measure the draft of before, swap, measure the new one, and decide."""
+        seen = self.aliases.get("production")
+        try:
+            before, answers = await self._canary()
+        except (CanaryFailed, NotReady) as error:
+            return await self._end(event, "failed", f"Nothing was changed: {error}.")
+        event = event.model_copy(update={"before": before})
+        try:
+            event = await self._swap(event)
+            starts = self.supervisor.starts
+            after, others = await self._canary()
+        except WeightsRefused as error:  # before anything was changed
+            return await self._end(event, "failed", str(error))
+        except (*_SWAP_ERRORS, CanaryFailed) as error:
+            await self._swap_back(event)
+            return await self._end(event, "failed", str(error))
+        same = sum(map(operator.eq, answers, others)) / len(answers)
+        event = event.model_copy(update={"after": after, "same_answers": same})
+        if _per_draft(after) < min_share * _per_draft(before):
+            await self._swap_back(event)
+            return await self._end(event, "rolled_back", _too_little(before, after, min_share))
+        if self.supervisor.starts != starts:
+            await self._swap_back(event)
+            return await self._end(event, "failed", "The engine restarted during the trial.")
+        try:
+            self.aliases.set_production(event.draft, seen)
+        except Conflict as error:
+            await self._swap_back(event)
+            return await self._end(event, "failed", str(error))
+        return await self._end(event, "done")
+
+    async def _canary(self) -> tuple[CanaryFigures, list[str]]:
+        return await run_canary(self._client(), self.name, self._questions)
+
+    async def _swap(self, event: Event) -> Event:
+        """Put `event.draft` into the engine; returns the event with the time that it took."""
+        folder = Path(event.draft.folder)
+        began = time.perf_counter()
+        if event.way == "restart":
+            await self._restart_with(folder)
+            seconds = time.perf_counter() - began
+        else:
+            version = event.draft.version or folder.name
+            seconds = (await load_weights(self._client(), "draft", folder, version))["seconds"]
+        return event.model_copy(update={"swap_ms": round(1000 * seconds, 1)})
+
+    async def _swap_back(self, event: Event) -> None:
+        """The draft of before, whatever state the engine is in now."""
+        client, config = self.supervisor.client, self.supervisor.config
+        if config.draft == Path(event.previous.folder) and (
+            event.way == "restart" or client is None
+        ):
+            return  # the supervisor starts the engine of before by itself
+        self._keep_over_restarts(event.previous)
+        try:
+            await self._swap(event.model_copy(update={"draft": event.previous}))
+        except _SWAP_ERRORS as error:
+            # Which weights are in it now is not certain; in a new engine it is.
+            _log.error("the draft of before cannot be loaded back, so a new engine is: %s", error)
+            await self._restart_with(Path(event.previous.folder))
+
+    async def _restart_with(self, folder: Path) -> None:
+        """Let the running requests end, then start another engine; new ones get 503 meanwhile."""
+        self.supervisor.refuse("another draft is being loaded")
+        end = time.monotonic() + self.settings.drain_timeout_s
+        while self._in_flight() and time.monotonic() < end:
+            await asyncio.sleep(_IDLE_POLL_S)
+        await self.supervisor.replace(replace(self.supervisor.config, draft=folder))
+
+    async def _end(
+        self, event: Event, outcome: Literal["done", "rolled_back", "failed"], reason: str = ""
+    ) -> Event:
+        """Write down what became of `event`, and keep its draft if it is to stay."""
+        if outcome == "done":
+            self.drafts = (
+                self.drafts[:-1] if event.action == "rollback" else [*self.drafts, event.draft]
+            )
+            self._keep_over_restarts(self.draft)
+            self._metrics.show_draft(self.draft.version)
+        event = event.model_copy(
+            update={"outcome": outcome, "reason": reason, "ended_at": int(time.time())}
+        )
+        await asyncio.to_thread(self._journal.end, event, self._configured, self.drafts)
+        self._metrics.draft_changes.labels(event.action, outcome).inc()
+        _log.warning("%s of %s: %s. %s", event.action, event.draft.folder, outcome, reason)
+        return event
+
+    def _keep_over_restarts(self, draft: DraftRef) -> None:
+        self.supervisor.config = replace(self.supervisor.config, draft=Path(draft.folder))
+
+    def _client(self) -> httpx.AsyncClient:
+        client = self.supervisor.client
+        if client is None:
+            raise NotReady("The engine does not answer now: wait until /ready says so.")
+        return client
+
+
+def _per_draft(figures: CanaryFigures) -> float:
+    """Mean number of accepted tokens a proposal."""
+    return figures.accepted / figures.drafts
+
+
+def _too_little(before: CanaryFigures, after: CanaryFigures, min_share: float) -> str:
+    return (
+        f"Of a proposal {_per_draft(after):.2f} tokens were accepted, with the draft of before "
+        f"{_per_draft(before):.2f}; at least {min_share:.0%} of that was asked for."
+    )
