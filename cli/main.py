@@ -12,6 +12,7 @@ import typer
 from draftsmith.cli.demo import demo
 from draftsmith.cli.distill import distill
 from draftsmith.cli.doctor import doctor
+from draftsmith.cli.drafts import drafts
 from draftsmith.cli.evaluate import evaluate
 from draftsmith.cli.keys import keys
 from draftsmith.cli.models import models
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(doctor)
 app.add_typer(models, name="models")
+app.add_typer(drafts, name="drafts")
 app.command()(distill)
 app.command()(evaluate)
 app.command()(serve)

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from draftsmith.cli.drafts import drafts_table
 from draftsmith.cli.resolve import pull_from_hub
 from draftsmith.distill.embedded import EMBEDDED_NAME, pull_embedded
 from draftsmith.server.home import Home
@@ -39,7 +40,7 @@ def list_models() -> None:
         console.print(_targets_table(targets))
     registry = Registry(home)
     if registry.versions():
-        console.print(_drafts_table(registry))
+        console.print(drafts_table(registry))
     if not targets and not registry.versions():
         console.print("No models yet: `draftsmith models pull` fetches the embedded target.")
 
@@ -51,23 +52,4 @@ def _targets_table(targets: list[Path]) -> Table:
     for path in targets:
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         table.add_row(path.name, f"{size / 2**20:.0f} MiB", str(path))
-    return table
-
-
-def _drafts_table(registry: Registry) -> Table:
-    table = Table(title="Drafts", title_justify="left")
-    for column in ("name", "id", "target", "argmax agreement", "exported"):
-        table.add_column(column, overflow="fold")
-    names: dict[str, list[str]] = {}
-    for one in registry.names():
-        names.setdefault(one.version, []).append(one.name)
-    for version in registry.versions():
-        agreement = version.manifest.evaluation.get("alpha_argmax")
-        table.add_row(
-            ", ".join(names.get(version.id, [])),
-            version.id,
-            version.manifest.target.name,
-            "" if agreement is None else f"{agreement:.3f}",
-            version.manifest.created_at,
-        )
     return table

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from draftsmith.distill.rollout_engine import ANSWER, MEETING_VARIABLE, REQUEST
+from draftsmith.distill.meeting import EngineAnswer, EngineRequest, Meeting
 from draftsmith.server.engine.command import EngineConfig, uses_cpu_wheel
 from draftsmith.server.engine.process import EngineError, EngineProcess
 
@@ -28,16 +27,15 @@ def run_with_engine(command: Sequence[str], environment: Mapping[str, str], run:
         ValueError: no vLLM is installed.
     """
     uses_cpu_wheel()
-    meeting = run / "rollout"
-    meeting.mkdir(parents=True, exist_ok=True)
-    for name in (REQUEST, ANSWER):  # of a run that was killed
-        (meeting / name).unlink(missing_ok=True)
-    trainer = subprocess.Popen(command, env={**environment, MEETING_VARIABLE: str(meeting)})
+    meeting = Meeting(run / "rollout")
+    meeting.prepare()
+    trainer = subprocess.Popen(command, env={**environment, **meeting.environment})
     engine: EngineProcess | None = None
     try:
         while trainer.poll() is None:
-            if engine is None and (meeting / REQUEST).is_file():
-                engine = _start(meeting, run / "rollout-engine.log")
+            if engine is None and (request := meeting.asked()) is not None:
+                engine = EngineProcess(_config(request), run / "rollout-engine.log")
+                meeting.answer(_start(engine))
             time.sleep(_POLL_S)
         return trainer.returncode
     finally:
@@ -48,32 +46,25 @@ def run_with_engine(command: Sequence[str], environment: Mapping[str, str], run:
             trainer.wait()
 
 
-def _start(meeting: Path, log: Path) -> EngineProcess:
-    """Start what the trainer asks for, and tell it where that is or why it is not."""
-    engine = EngineProcess(_config(meeting / REQUEST), log)
+def _start(engine: EngineProcess) -> EngineAnswer:
     try:
         engine.start()
         engine.wait_ready()
-        answer = {"socket": str(engine.socket), "pid": engine.pid}
     except EngineError as error:
-        answer = {"error": str(error)}
-    partial = meeting / "answer.partial"
-    partial.write_text(json.dumps(answer), encoding="utf-8")
-    partial.replace(meeting / ANSWER)
-    return engine
+        return EngineAnswer(error=str(error))
+    assert engine.pid is not None, "an engine that answers has a process"
+    return EngineAnswer(socket=str(engine.socket), group=engine.pid)
 
 
-def _config(request: Path) -> EngineConfig:
-    wanted = json.loads(request.read_text(encoding="utf-8"))
+def _config(request: EngineRequest) -> EngineConfig:
     on_cpu = uses_cpu_wheel()
     return EngineConfig(
-        target=Path(wanted["model"]),
-        served_model_name=wanted["name"],
-        dtype=wanted["dtype"],
-        max_model_len=wanted["max_model_len"],
-        max_num_seqs=wanted["max_num_seqs"],
+        target=Path(request.model),
+        dtype=request.dtype,
+        max_model_len=request.max_model_len,
+        max_num_seqs=request.max_num_seqs,
         kv_cache_bytes=_KV_CACHE_BYTES if on_cpu else None,
         gpu_memory_fraction=None if on_cpu else _GPU_FRACTION,
         # Sampling is said in every request: the model's own defaults must not add to it.
-        extra_args=("--tokenizer", wanted["tokenizer"], "--generation-config", "vllm"),
+        extra_args=("--tokenizer", request.tokenizer, "--generation-config", "vllm"),
     )

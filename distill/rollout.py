@@ -46,6 +46,24 @@ def recorded_examples(
     return list(dict.fromkeys(examples))
 
 
+def generate_in_trainer(
+    student: PreTrainedModel,
+    dtype: torch.dtype,
+    prompts: Sequence[Sequence[int]],
+    seeds: Sequence[int],
+    sampling: Sampling,
+    stop_tokens: Sequence[int],
+    batch_size: int,
+) -> list[list[int]]:
+    """The student's responses by Hugging Face, on float32 weights that compute in `dtype`."""
+    is_bfloat16 = dtype == torch.bfloat16
+    autocast = torch.autocast(student.device.type, torch.bfloat16, enabled=is_bfloat16)
+    with autocast, hold_rows(student, dtype):
+        return generate(
+            student, prompts, seeds, sampling, stop_tokens=stop_tokens, batch_size=batch_size
+        )
+
+
 def rollout(
     student: PreTrainedModel,
     recipe: Recipe,
@@ -79,16 +97,10 @@ def rollout(
     if engine is not None:
         responses = engine.generate(student, steps[0], own_prompts, seeds, sampling, stop_tokens)
     else:
-        device, is_bfloat16 = student.device.type, dtype == torch.bfloat16
-        with torch.autocast(device, torch.bfloat16, enabled=is_bfloat16), hold_rows(student, dtype):
-            responses = generate(
-                student,
-                own_prompts,
-                seeds,
-                sampling,
-                stop_tokens=stop_tokens,
-                batch_size=recipe.rollout.batch_size,
-            )
+        size = recipe.rollout.batch_size
+        responses = generate_in_trainer(
+            student, dtype, own_prompts, seeds, sampling, stop_tokens, size
+        )
     sampled = dict(zip(own, responses, strict=True))
 
     def example(step: int, place: int) -> Example:

@@ -1,24 +1,17 @@
 """Sample the student's responses in vLLM: push its weights, then ask for tokens.
 
 The engine is the one that serves; `draftsmith distill` starts it beside the trainer when the
-trainer, which knows the student's shape, asks for it. They meet in a folder:
-
-    request.json   from the trainer: which folder to serve, and how
-    answer.json    to the trainer: {"socket", "pid"}, or {"error"}
-    student/       the student's weights of the last push
-
-Rank 0 pushes, every process samples its share. Between phases the engine is stopped in its tracks:
-an idle vLLM polls, and would take its share of the cores from the training steps.
+trainer asks for it (`meeting.py`). Rank 0 pushes, every process samples its share. Between phases
+the engine is stopped in its tracks: an idle vLLM polls, and would take its share of the cores from
+the training steps.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,16 +22,12 @@ from transformers import PreTrainedModel
 
 from draftsmith.distill import distributed
 from draftsmith.distill.export import write_model
+from draftsmith.distill.meeting import EngineAnswer, EngineRequest, Meeting
 from draftsmith.distill.recipe import Recipe
 from draftsmith.distill.sampling import Sampling
 
-MEETING_VARIABLE = "DRAFTSMITH_ROLLOUT_ENGINE"
-"""Environment variable of the trainer: the folder in which it meets the engine's owner."""
-REQUEST, ANSWER = "request.json", "answer.json"
-_STUDENT = "student"
-_MODEL = "student"  # what requests call it
+_MODEL = "target"  # what an engine calls the model that it serves
 _WEIGHTS_ROUTE = "/draftsmith/weights"
-_POLL_S = 0.1
 
 
 class RolloutEngine:
@@ -54,25 +43,23 @@ class RolloutEngine:
         Raises:
             ValueError: the run was not started by `draftsmith distill`.
         """
-        meeting = os.environ.get(MEETING_VARIABLE)
+        meeting = Meeting.from_environment()
         if meeting is None:
             raise ValueError(
                 "rollout.engine = 'vllm' needs an engine beside the trainer: start the run with "
                 "`draftsmith distill`, or set rollout.engine = 'hf'."
             )
-        self._meeting = Path(meeting)
+        self._meeting = meeting
         self._dtype = dtype
         self._limit = recipe.rollout.batch_size
-        self._wanted = {
-            "model": str(self._meeting / _STUDENT),
-            "name": _MODEL,
-            "tokenizer": str(tokenizer),
-            "dtype": str(dtype).removeprefix("torch."),
-            "max_model_len": recipe.data.max_prompt_tokens + recipe.rollout.max_new_tokens,
-            "max_num_seqs": recipe.rollout.batch_size,
-        }
-        self._socket = ""
-        self._group = 0
+        self._wanted = EngineRequest(
+            model=str(meeting.student),
+            tokenizer=str(tokenizer),
+            dtype=str(dtype).removeprefix("torch."),
+            max_model_len=recipe.data.max_prompt_tokens + recipe.rollout.max_new_tokens,
+            max_num_seqs=recipe.rollout.batch_size,
+        )
+        self._engine: EngineAnswer | None = None
 
     def generate(
         self,
@@ -99,13 +86,14 @@ class RolloutEngine:
         """
         assert len(prompts) == len(seeds), "every prompt needs its own seed"
         if distributed.is_main():
-            write_model(student, self._meeting / _STUDENT, self._dtype)
-            if not self._socket:
-                self._start()
-        distributed.barrier()
-        if not self._socket:
-            self._find()
-        with self._running():
+            write_model(student, self._meeting.student, self._dtype)
+            if self._engine is None:
+                self._meeting.ask(self._wanted)
+        if self._engine is None:
+            self._engine = self._meeting.wait_for_answer()
+            if self._engine.error is not None:
+                raise ValueError(f"rollout.engine = 'vllm': {self._engine.error}")
+        with self._running(self._engine.group):
             if distributed.is_main():
                 self._push(version)
             distributed.barrier()
@@ -113,39 +101,26 @@ class RolloutEngine:
             distributed.barrier()
         return responses
 
-    def _start(self) -> None:
-        """Ask for an engine and wait for it; one of an earlier attempt is not answered any more."""
-        (self._meeting / ANSWER).unlink(missing_ok=True)
-        partial = self._meeting / "request.partial"
-        partial.write_text(json.dumps(self._wanted), encoding="utf-8")
-        partial.replace(self._meeting / REQUEST)
-        while not (self._meeting / ANSWER).is_file():
-            time.sleep(_POLL_S)
-
-    def _find(self) -> None:
-        answer = json.loads((self._meeting / ANSWER).read_text(encoding="utf-8"))
-        if "error" in answer:
-            raise ValueError(f"rollout.engine = 'vllm': {answer['error']}")
-        self._socket, self._group = answer["socket"], answer["pid"]
-
     @contextlib.contextmanager
-    def _running(self) -> Iterator[None]:
+    def _running(self, group: int) -> Iterator[None]:
         """The engine runs for the length of a `with`, and is paused after it."""
-        self._signal(signal.SIGCONT)
+        if not distributed.is_main():
+            yield
+            return
+        with contextlib.suppress(ProcessLookupError):  # sampling will say that it is gone
+            os.killpg(group, signal.SIGCONT)
         yield
-        self._signal(signal.SIGSTOP)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGSTOP)
 
-    def _signal(self, number: signal.Signals) -> None:
-        if distributed.is_main():
-            with contextlib.suppress(ProcessLookupError):  # sampling will say that it is gone
-                os.killpg(self._group, number)
+    @property
+    def _socket(self) -> str:
+        assert self._engine is not None, "the engine was not asked for yet"
+        return self._engine.socket
 
     def _push(self, version: int) -> None:
-        body = {
-            "part": "target",
-            "folder": str(self._meeting / _STUDENT),
-            "version": str(version),
-        }
+        folder = str(self._meeting.student)
+        body = {"part": "target", "folder": folder, "version": str(version)}
         transport = httpx.HTTPTransport(uds=self._socket)
         with httpx.Client(transport=transport, base_url="http://engine", timeout=None) as client:
             try:

@@ -1,0 +1,99 @@
+"""Where a trainer and the owner of its rollout engine meet: two files in a folder of the run.
+
+The trainer knows the student's shape and asks for an engine; `draftsmith distill`, which may start
+one, answers. Neither imports the other. This module never imports torch.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+_VARIABLE = "DRAFTSMITH_ROLLOUT_MEETING"
+_POLL_S = 0.1
+
+
+class EngineRequest(BaseModel):
+    """What the trainer wants served."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str
+    """Hugging Face folder; later pushes are of its shape."""
+    tokenizer: str
+    dtype: str
+    max_model_len: int
+    max_num_seqs: int
+
+
+class EngineAnswer(BaseModel):
+    """Where the engine is, or why there is none."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    error: str | None = None
+    socket: str = ""
+    """Unix socket of its HTTP API."""
+    group: int = 0
+    """Its process group."""
+
+
+class Meeting:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def from_environment(cls) -> Meeting | None:
+        """The one that this process was started with; None where it was started without."""
+        folder = os.environ.get(_VARIABLE)
+        return None if folder is None else cls(Path(folder))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What makes a process find the meeting."""
+        return {_VARIABLE: str(self.folder)}
+
+    @property
+    def student(self) -> Path:
+        """The student's weights of the last push."""
+        return self.folder / "student"
+
+    def prepare(self) -> None:
+        """Make the folder, and forget what a run that was killed left in it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._request.unlink(missing_ok=True)
+        self._answer.unlink(missing_ok=True)
+
+    def ask(self, request: EngineRequest) -> None:
+        _write(self._request, request)
+
+    def asked(self) -> EngineRequest | None:
+        if not self._request.is_file():
+            return None
+        return EngineRequest.model_validate_json(self._request.read_bytes())
+
+    def answer(self, answer: EngineAnswer) -> None:
+        _write(self._answer, answer)
+
+    def wait_for_answer(self) -> EngineAnswer:
+        """Returns when there is one: whoever has to answer ends this process if it cannot."""
+        while not self._answer.is_file():
+            time.sleep(_POLL_S)
+        return EngineAnswer.model_validate_json(self._answer.read_bytes())
+
+    @property
+    def _request(self) -> Path:
+        return self.folder / "request.json"
+
+    @property
+    def _answer(self) -> Path:
+        return self.folder / "answer.json"
+
+
+def _write(file: Path, content: BaseModel) -> None:
+    partial = file.with_suffix(".partial")  # a reader sees all of it or nothing
+    partial.write_text(content.model_dump_json(), encoding="utf-8")
+    partial.replace(file)
