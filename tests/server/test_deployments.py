@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +17,7 @@ from draftsmith.server.home import Home
 from draftsmith.server.registry import Registry
 from tests.server.conftest import Fleet, Models
 from tests.server.drafts import export_draft
-from tests.server.processes import MODEL, GatewayProcess, command_of, wait_until
+from tests.server.processes import MODEL, GatewayProcess
 from tests.tiny import make_target
 
 K = 3
@@ -198,17 +196,23 @@ def test_names_that_are_not_there(http: httpx.Client) -> None:
     assert http.post("/v1/deployments/nope/rollback", json={}).status_code == 404
 
 
-def test_the_promoted_draft_comes_back_after_a_crash(fleet: Fleet, http: httpx.Client) -> None:
-    gateway = fleet.partial
-    core = next(pid for pid in gateway.family() if "EngineCore" in command_of(pid))
-    os.kill(core, signal.SIGKILL)
-    wait_until(lambda: http.get(BASE).json()["state"] == "restarting", 20, "it is noticed")
-    refused = http.post(f"{BASE}/promote", json={"draft": "random"})
-    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_restarting")
-    gateway.wait_ready()
-    assert ask(http)[1] == pytest.approx(K + 1, rel=0.05)
+def test_one_call_goes_back(http: httpx.Client) -> None:
+    """To what the server was started with, which is not registered; below it there is nothing."""
+    text, _ = ask(http)
+    event = post(http, "rollback")
+    assert (event["outcome"], event["way"], event["draft"]) == ("done", "exchange", None)
+    answer, tau = ask(http)
+    assert answer == text
+    assert tau < K
+    assert http.get(BASE).json()["aliases"] == {}
+    last = http.post(f"{BASE}/rollback", json={})
+    assert last.status_code == 400
+    assert "nothing to roll back to" in last.json()["error"]["message"]
+    newest = http.get(f"{BASE}/events", params={"limit": 1}).json()["data"]
+    assert [one["id"] for one in newest] == [event["id"]]
 
 
+@pytest.mark.slow
 def test_a_draft_of_another_shape_gets_another_engine_and_one_call_goes_back(
     fleet: Fleet, http: httpx.Client
 ) -> None:
@@ -245,12 +249,6 @@ def test_a_draft_of_another_shape_gets_another_engine_and_one_call_goes_back(
 
     back = post(http, "rollback")
     assert (back["outcome"], back["way"]) == ("done", "restart")
-    assert ask(http) == (text, pytest.approx(K + 1, rel=0.05))
-    again = post(http, "rollback")
-    assert (again["outcome"], again["way"]) == ("done", "exchange")
-    assert ask(http)[1] < K
-    last = http.post(f"{BASE}/rollback", json={})
-    assert last.status_code == 400
-    assert "nothing to roll back to" in last.json()["error"]["message"]
-    events = http.get(f"{BASE}/events", params={"limit": 3}).json()["data"]
-    assert [one["action"] for one in events] == ["rollback", "rollback", "promote"]
+    answer, tau = ask(http)
+    assert answer == text
+    assert 2 < tau < K

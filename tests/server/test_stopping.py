@@ -12,7 +12,10 @@ from typing import Any
 import openai
 import pytest
 
+from draftsmith.server.home import Home
+from draftsmith.server.registry import Registry
 from tests.server.conftest import Fleet, Models
+from tests.server.drafts import export_draft
 from tests.server.processes import (
     MODEL,
     GatewayProcess,
@@ -64,9 +67,15 @@ def test_killed_engine_is_announced_and_replaced(fleet: Fleet) -> None:
     assert "draftsmith_engine_restarts 1.0" in gateway.get("/metrics").text
 
 
-def test_killed_engine_core_is_noticed(fleet: Fleet) -> None:
+def test_killed_engine_core_is_noticed(fleet: Fleet, models: Models, tmp_path: Path) -> None:
     """The API server outlives its engine core by some seconds and answers 500 meanwhile."""
     gateway = fleet.partial
+    # Promoted before, so that the engine that comes next must come with this draft.
+    draft = export_draft(models.target, models.target, tmp_path / "draft")
+    Registry(Home(gateway.home)).register(draft, "always-right")
+    with gateway.client() as http:
+        event = http.post(f"/v1/deployments/{MODEL}/promote", json={"draft": "always-right"})
+    assert event.json()["outcome"] == "done", event.text
     client = gateway.openai()
     core = next(pid for pid in engine_family(gateway) if "EngineCore" in command_of(pid))
     os.kill(core, signal.SIGKILL)
@@ -83,6 +92,15 @@ def test_killed_engine_core_is_noticed(fleet: Fleet) -> None:
     else:
         pytest.fail("the gateway did not notice")
     assert codes <= {(503, "engine_restarting")}
+
+
+def test_the_promoted_draft_comes_back_with_the_engine(fleet: Fleet) -> None:
+    fleet.partial.wait_ready()
+    answer = fleet.partial.openai().completions.create(
+        model=MODEL, prompt=[7, 20, 31], max_tokens=41, temperature=0, extra_body=LONG["extra_body"]
+    )
+    figures: Any = answer.model_extra
+    assert figures["metrics"]["speculative_decoding"]["draft_acceptance_rate"] == 1.0
 
 
 def test_killed_gateway_leaves_no_orphan(fleet: Fleet) -> None:
