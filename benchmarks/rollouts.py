@@ -4,8 +4,9 @@
 
 Both continue the same prompts with the same sampling, as a training step does: `hf` inside this
 process, on float32 weights that compute in bfloat16; `vllm` in the engine beside it, the push of
-the weights included. `hf-bf16` is Hugging Face on weights that were cast once, which a trainer
-cannot do. Each runs once before the clock starts; the engine is paused while others run.
+the weights included. With --cast also `hf-bf16`: Hugging Face on weights that were cast once, which
+a trainer cannot do. Each writes a few tokens before the clock starts; the engine is paused while
+others run.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +33,12 @@ from draftsmith.distill.prompts import encode_prompts, load_prompts
 from draftsmith.distill.recipe import Recipe
 from draftsmith.distill.rollout import generate_in_trainer, student_sampling
 from draftsmith.distill.rollout_engine import RolloutEngine
+from draftsmith.distill.sampling import Sampling
 from draftsmith.server.engine.command import preload_libraries
 
-Sampler = Callable[[int, list[list[int]], list[int]], list[list[int]]]
-"""Takes the round, prompts and seeds."""
+Sampler = Callable[[int, list[list[int]], list[int], Sampling], list[list[int]]]
+"""Takes the round, prompts, seeds and how to sample."""
+_WARM_UP_TOKENS = 8
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -50,7 +54,6 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         }
     )
     student = load_model(arguments.student, torch.float32)
-    cast = load_model(arguments.student, torch.bfloat16)
     tokenizer = load_tokenizer(arguments.student)
     stops, sampling = stop_tokens(student, tokenizer), student_sampling(recipe.rollout)
     wanted = arguments.batch_size * (arguments.rounds + 1)
@@ -62,29 +65,34 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     size = arguments.batch_size
 
     def in_trainer(model: Any) -> Sampler:
-        return lambda _, prompts, seeds: generate_in_trainer(
+        return lambda _, prompts, seeds, sampling: generate_in_trainer(
             model, torch.bfloat16, prompts, seeds, sampling, stops, size
         )
 
     samplers: dict[str, Sampler] = {
         "hf": in_trainer(student),
-        "hf-bf16": in_trainer(cast),
-        "vllm": lambda number, prompts, seeds: engine.generate(
+        "vllm": lambda number, prompts, seeds, sampling: engine.generate(
             student, number, prompts, seeds, sampling, stops
         ),
     }
+    if arguments.cast:
+        samplers["hf-bf16"] = in_trainer(load_model(arguments.student, torch.bfloat16))
     rounds: list[dict[str, Any]] = []
     for number in range(arguments.rounds + 1):
         part = encoded[number * size : (number + 1) * size]
         seeds = [draw_bits("benchmark", number, place) for place in range(size)]
+        how = sampling if number else replace(sampling, max_new_tokens=_WARM_UP_TOKENS)
         figures: dict[str, Any] = {}
         for name in samplers if number % 2 else reversed(samplers):
             began = time.perf_counter()
-            responses = samplers[name](number, part, seeds)
+            responses = samplers[name](number, part, seeds, how)
             seconds = time.perf_counter() - began
             tokens = sum(map(len, responses))
             figures[name] = {"tokens": tokens, "seconds": seconds, "rate": tokens / seconds}
-            print(f"round {number} {name:8} {tokens:6} tokens {tokens / seconds:7.1f} a second")
+            print(
+                f"round {number} {name:8} {tokens:6} tokens {tokens / seconds:7.1f} a second",
+                flush=True,
+            )
         rounds.append(figures)
     timed = rounds[1:]
     rates = {name: statistics.median(one[name]["rate"] for one in timed) for name in samplers}
@@ -106,6 +114,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--cast", action="store_true", help="measure hf-bf16 too")
     parser.add_argument("--work", type=Path, default=Path("rollout-benchmark"), help="for scratch")
     parser.add_argument("--json", type=Path, help="write the figures there")
     arguments = parser.parse_args()
