@@ -9,12 +9,14 @@ import sys
 
 import typer
 
+from draftsmith.cli.bench import bench
 from draftsmith.cli.demo import demo
 from draftsmith.cli.distill import distill
 from draftsmith.cli.doctor import doctor
 from draftsmith.cli.evaluate import evaluate
 from draftsmith.cli.keys import keys
 from draftsmith.cli.models import models
+from draftsmith.cli.profile import profile
 from draftsmith.cli.serve import serve
 
 app = typer.Typer(
@@ -29,6 +31,8 @@ app.command()(doctor)
 app.add_typer(models, name="models")
 app.command()(distill)
 app.command()(evaluate)
+app.command()(profile)
+app.command()(bench)
 app.command()(serve)
 app.add_typer(keys, name="keys")
 
