@@ -143,14 +143,15 @@ def profile_table(profile: Profile) -> Table:
         title=f"{profile.draft} for {profile.target}, T={profile.temperature:g}: "
         "speed beside the target alone",
         title_justify="left",
-        caption="break-even: tokens a target call at K = 1 from which on it pays",
+        caption="pays from: tokens a target call at K = 1 that make up for its cost; "
+        "c: a further draft token beside a plain step",
         caption_justify="left",
     )
-    table.add_column("requests", justify="right")
-    table.add_column("plain step, ms", justify="right")
+    table.add_column("at a time", justify="right")
+    table.add_column("plain, ms a step", justify="right")
     for k in lookaheads:
         table.add_column(f"K={k}", justify="right")
-    for label in ("best K", "break-even", "cost ratio c"):
+    for label in ("best K", "pays from", "c"):
         table.add_column(label, justify="right")
     for size, row in profile.seconds.items():
         speeds = (f"{profile.speedup(size, k):.2f}" if k in row else "" for k in lookaheads)
