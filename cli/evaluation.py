@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import operator
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
+from draftsmith.cli.engines import KV_CACHE_BYTES, running_engines
 from draftsmith.distill.progress import track
 from draftsmith.distill.sections import EvaluateSection
 from draftsmith.server.engine.command import EngineConfig
 from draftsmith.server.engine.measure import EngineMeasurement, measure
-from draftsmith.server.engine.process import EngineProcess
 from draftsmith.server.home import Home
 from draftsmith.server.pair import check_pair
 
@@ -24,7 +23,6 @@ PLAIN = "plain"
 """Name of the engine that serves the target alone."""
 MAX_LOOKAHEAD = 16
 """The report has exact figures for all lookaheads up to this."""
-_KV_CACHE_BYTES = 512 * 2**20
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ def evaluate_drafts(
         check_pair(target, draft)
     on_stage(f"starting {len(drafts) + 1} engines")
     with (
-        _engines(target, drafts, workload, home) as engines,
+        running_engines(_configs(target, drafts, workload), home, "evaluate") as engines,
         track("measuring", len(workload.prompts) * len(engines)) as bar,
     ):
         measured = measure(
@@ -109,29 +107,19 @@ def evaluate_drafts(
     )
 
 
-@contextmanager
-def _engines(
-    target: Path, drafts: Mapping[str, Path], workload: Workload, home: Home
-) -> Iterator[dict[str, EngineProcess]]:
-    """All engines, loaded at the same time and stopped together."""
+def _configs(
+    target: Path, drafts: Mapping[str, Path], workload: Workload
+) -> dict[str, EngineConfig]:
+    """The target alone, and with each draft."""
     longest = max(len(prompt) for prompt in workload.prompts)
-    folders: dict[str, Path | None] = {PLAIN: None} | dict(drafts)
-    with ExitStack() as stack:
-        engines = {}
-        for name, draft in folders.items():
-            config = EngineConfig(
-                target=target,
-                draft=draft,
-                num_speculative_tokens=workload.num_speculative_tokens,
-                max_model_len=longest + workload.max_tokens + workload.num_speculative_tokens + 1,
-                max_num_seqs=8,
-                kv_cache_bytes=_KV_CACHE_BYTES,
-            )
-            engine = EngineProcess(config, home.logs / f"evaluate-{name}.log")
-            engines[name] = stack.enter_context(engine)
-        for engine in engines.values():
-            engine.wait_ready()
-        yield engines
+    alone = EngineConfig(
+        target=target,
+        num_speculative_tokens=workload.num_speculative_tokens,
+        max_model_len=longest + workload.max_tokens + workload.num_speculative_tokens + 1,
+        max_num_seqs=8,
+        kv_cache_bytes=KV_CACHE_BYTES,
+    )
+    return {PLAIN: alone} | {name: replace(alone, draft=one) for name, one in drafts.items()}
 
 
 def _draft_reports(

@@ -9,6 +9,7 @@ import sys
 
 import typer
 
+from draftsmith.cli.bench import bench
 from draftsmith.cli.demo import demo
 from draftsmith.cli.distill import distill
 from draftsmith.cli.doctor import doctor
@@ -16,6 +17,7 @@ from draftsmith.cli.drafts import drafts
 from draftsmith.cli.evaluate import evaluate
 from draftsmith.cli.keys import keys
 from draftsmith.cli.models import models
+from draftsmith.cli.profile import profile
 from draftsmith.cli.serve import serve
 
 app = typer.Typer(
@@ -31,6 +33,8 @@ app.add_typer(models, name="models")
 app.add_typer(drafts, name="drafts")
 app.command()(distill)
 app.command()(evaluate)
+app.command()(profile)
+app.command()(bench)
 app.command()(serve)
 app.add_typer(keys, name="keys")
 

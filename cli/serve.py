@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -37,6 +38,24 @@ def serve(
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. [127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 picks a free one. [8000]")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="How tokens are proposed: `draft_model`, or vLLM's own `ngram`, `suffix`, "
+            "`eagle3`. [draft_model]"
+        ),
+    ] = None,
+    lookahead_control: Annotated[
+        str | None,
+        typer.Option(
+            help="`adaptive` drafts 0 to K tokens a step, as measured goodput says; `fixed` "
+            "always K. [adaptive]"
+        ),
+    ] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(help="What `draftsmith profile` wrote: the adaptive choice begins with it."),
+    ] = None,
     num_speculative_tokens: Annotated[
         int | None,
         typer.Option(
@@ -116,6 +135,9 @@ def serve(
         served_model_name=served_model_name,
         host=host,
         port=port,
+        speculation_method=method,
+        lookahead_control=lookahead_control,
+        profile=profile,
         num_speculative_tokens=num_speculative_tokens,
         draft_sample_method=draft_sample_method,
         dtype=dtype,
@@ -133,8 +155,10 @@ def serve(
 def _announce(url: str, settings: Settings) -> None:
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
     pair = settings.served_model_name
-    if settings.draft is not None:
-        pair += f" with draft {settings.draft.name}, K = {settings.num_speculative_tokens}"
+    if settings.speculates:
+        how = settings.speculation_method if settings.draft is None else settings.draft.name
+        most = "up to " if settings.lookahead_control == "adaptive" else ""
+        pair += f" with draft {how}, K = {most}{settings.num_speculative_tokens}"
     console.print(f"{url}/v1 serves {pair}; ready when {url}/ready says so.")
     if settings.host not in _LOOPBACK and settings.api_key is None and not _has_keys(settings):
         Console(stderr=True, soft_wrap=True).print(

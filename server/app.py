@@ -24,6 +24,7 @@ from draftsmith.server.openai import routes
 from draftsmith.server.pair import check_pair
 from draftsmith.server.registry import version_id
 from draftsmith.server.settings import Settings
+from draftsmith.server.speculation.routing import EngineChoice
 
 ENGINE_LOG = "engine.log"
 PLAIN_ENGINE_LOG = "engine-plain.log"
@@ -36,7 +37,9 @@ def create_app(settings: Settings) -> FastAPI:
         ValueError: target or draft are missing or do not belong together, or the file of keys
             is damaged.
     """
-    manifest = check_pair(settings.target, settings.draft)
+    # A head on the target's hidden states is no model of its own: vLLM checks that it fits.
+    own_model = settings.speculation_method == "draft_model"
+    manifest = check_pair(settings.target, settings.draft if own_model else None)
     home = Home(settings.home)
     supervisor = Supervisor(
         settings.engine_config(), home.logs / ENGINE_LOG, settings.start_timeout_s
@@ -45,10 +48,14 @@ def create_app(settings: Settings) -> FastAPI:
     if plain_config is not None:
         plain = Supervisor(plain_config, home.logs / PLAIN_ENGINE_LOG, settings.start_timeout_s)
     secret = settings.api_key
+    choice = None
+    if plain is not None and settings.lookahead_control == "adaptive":
+        choice = EngineChoice(supervisor.step_report, plain.step_report)
     gateway = Gateway(
         settings=settings,
         supervisor=supervisor,
         plain=plain,
+        choice=choice,
         keys=KeyStore(home.keys, [settings_key(secret.get_secret_value())] if secret else []),
         admission=Admission(settings.max_in_flight, settings.max_queued, settings.max_queue_s),
     )

@@ -15,6 +15,7 @@ from draftsmith.server.errors import ApiError
 from draftsmith.server.keys import ApiKey, KeyStore
 from draftsmith.server.metrics import Metrics
 from draftsmith.server.settings import Settings
+from draftsmith.server.speculation.routing import EngineChoice
 
 
 @dataclass
@@ -27,6 +28,8 @@ class Gateway:
     admission: Admission
     plain: Supervisor | None = None
     """The engine without the draft, when one is configured."""
+    choice: EngineChoice | None = None
+    """Weighs the two engines against each other, where lookahead is adaptive."""
     metrics: Metrics = field(default_factory=Metrics)
     deployment: Deployment | None = None
     """None where no draft is served."""
@@ -42,6 +45,12 @@ class Gateway:
     @property
     def engines(self) -> list[Supervisor]:
         return [self.supervisor] if self.plain is None else [self.supervisor, self.plain]
+
+    @property
+    def prefers_plain(self) -> bool:
+        """Whether a request that leaves it open is answered faster without the draft now."""
+        ready = self.plain is not None and self.plain.client is not None
+        return ready and self.choice is not None and self.choice.prefers_plain(self.in_flight)
 
     def check_open(self) -> None:
         """Raises ApiError 503 while the server drains."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from draftsmith.server.speculation.report import StepReport
+
 _SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
@@ -60,6 +62,35 @@ class Metrics:
         """`version`: None for a draft that carries no manifest."""
         self.draft.clear()
         self.draft.labels(version or "unregistered").set(1)
+
+        self.lookahead = Gauge(
+            "draftsmith_lookahead",
+            "Tokens drafted a step, as chosen for a number of decoding requests.",
+            ("engine", "batch"),
+            registry=self.registry,
+        )
+        self.step_seconds = Gauge(
+            "draftsmith_step_seconds",
+            "Median seconds of the engine's last steps, by decoding requests and lookahead.",
+            ("engine", "batch", "lookahead"),
+            registry=self.registry,
+        )
+        self.goodput = Gauge(
+            "draftsmith_goodput_tokens_per_second",
+            "Tokens a second of each decoding request, by lookahead: what the choice follows.",
+            ("engine", "batch", "lookahead"),
+            registry=self.registry,
+        )
+
+    def show_steps(self, engine: str, report: StepReport) -> None:
+        """Take over what the scheduler of `engine` reports; legend in `speculation/report.py`."""
+        for batch, lookahead in report.chosen.items():
+            self.lookahead.labels(engine, batch).set(lookahead)
+        for batch, row in report.seconds.items():
+            for lookahead, seconds in row.items():
+                self.step_seconds.labels(engine, batch, lookahead).set(seconds)
+            for lookahead, goodput in report.goodput(batch).items():
+                self.goodput.labels(engine, batch, lookahead).set(goodput)
 
     def text(self) -> str:
         return generate_latest(self.registry).decode()

@@ -9,10 +9,17 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from draftsmith.server.engine.command import EngineConfig, uses_cpu_wheel
+from draftsmith.server.engine.command import (
+    DRAFTLESS_METHODS,
+    EngineConfig,
+    SpeculationMethod,
+    speculates,
+    uses_cpu_wheel,
+)
 from draftsmith.server.engine.tool_calls import tool_call_parser_for
 from draftsmith.server.home import Home
 from draftsmith.server.pair import advised_lookahead
+from draftsmith.server.speculation.profile import check_profile, read_profile
 
 _HALF_A_GPU = 0.45
 """Share of a GPU's memory that each of two engines gets by default; vLLM alone takes 0.9."""
@@ -34,9 +41,19 @@ class Settings(BaseSettings):
     served_model_name: Annotated[str, Field(min_length=1, max_length=200)] = ""
     """The `model` that clients ask for; default: the name of the target's folder."""
 
+    speculation_method: SpeculationMethod = "draft_model"
+    """How tokens are proposed: by the draft, or by vLLM's own `ngram`, `suffix` or `eagle3` (whose
+    head is given as the draft)."""
+    rejection_sample_method: Literal["standard", "block"] = "standard"
+    """`block` verifies whole blocks and accepts more (arXiv 2403.10444); GPU only in vLLM."""
     num_speculative_tokens: Annotated[int, Field(ge=1, le=32)] = 3
     """K; default: the lookahead that the draft's recipe was measured with, else 3."""
     draft_sample_method: Literal["greedy", "probabilistic"] = "probabilistic"
+    lookahead_control: Literal["adaptive", "fixed"] = "adaptive"
+    """`adaptive` drafts 0 to K tokens a step, as measured goodput says; `fixed` always K, as do
+    `ngram` and `suffix`, which propose as many as they find and cost next to nothing."""
+    profile: Path | None = None
+    """File of `draftsmith profile` with which the adaptive choice begins, instead of trying."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     max_model_len: Annotated[int, Field(ge=1)] | None = None
     max_num_seqs: Annotated[int, Field(ge=1)] | None = None
@@ -88,16 +105,28 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _profile_is_of_this_pair(self) -> Settings:
+        if self.profile is not None:
+            check_profile(read_profile(self.profile), self.target, self.draft)
+        return self
+
+    @model_validator(mode="after")
     def _two_engines_fit(self) -> Settings:
-        if self.plain_engine and self.draft is None:
+        if self.plain_engine and not self.speculates:
             raise ValueError("plain_engine needs a draft: without one the engine is plain already")
         if self.plain_engine and (self.gpu_memory_fraction or 0) > 0.5:
             raise ValueError("with plain_engine each of two engines takes gpu_memory_fraction: 0.5")
         return self
 
+    @property
+    def speculates(self) -> bool:
+        return speculates(self.speculation_method, self.draft)
+
     def plain_engine_config(self) -> EngineConfig | None:
         """The second engine, the same without the draft; None when it is not asked for."""
-        return replace(self.engine_config(), draft=None) if self.plain_engine else None
+        if not self.plain_engine:
+            return None
+        return replace(self.engine_config(), draft=None, method="draft_model")
 
     def engine_config(self) -> EngineConfig:
         fraction = self.gpu_memory_fraction
@@ -106,9 +135,15 @@ class Settings(BaseSettings):
         return EngineConfig(
             target=self.target,
             draft=self.draft,
+            method=self.speculation_method,
+            rejection_sample_method=self.rejection_sample_method,
             served_model_name=self.served_model_name,
             num_speculative_tokens=self.num_speculative_tokens,
             draft_sample_method=self.draft_sample_method,
+            lookahead_control=(
+                "fixed" if self.speculation_method in DRAFTLESS_METHODS else self.lookahead_control
+            ),
+            profile=self.profile,
             dtype=self.dtype,
             max_model_len=self.max_model_len,
             max_num_seqs=self.max_num_seqs,

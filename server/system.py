@@ -44,6 +44,10 @@ async def metrics(request: Request) -> Response:
     gateway.metrics.in_flight.set(gateway.in_flight)
     gateway.metrics.waiting.set(gateway.admission.waiting)
     gateway.metrics.engine_restarts.set(gateway.supervisor.restarts)
+    names = {"speculative": gateway.supervisor, "plain": gateway.plain}
+    for name, engine in names.items():
+        if engine is not None and (report := engine.step_report()) is not None:
+            gateway.metrics.show_steps(name, report)
     engine_text = await _metrics_of(gateway.supervisor)
     gateway.metrics.engine_up.set(engine_text is not None)
     return _exposition(gateway.metrics.text() + (engine_text or ""))

@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 
 from draftsmith.server.deployments.event import CanaryFigures
+from draftsmith.server.engine.command import LOOKAHEAD_ARGUMENT
 
 MAX_TOKENS = 64
 _AT_A_TIME = 4
@@ -71,9 +72,12 @@ def _question(line: str, where: str) -> dict[str, Any]:
 
 
 async def run_canary(
-    client: httpx.AsyncClient, model: str, questions: Sequence[dict[str, Any]]
+    client: httpx.AsyncClient, model: str, lookahead: int, questions: Sequence[dict[str, Any]]
 ) -> tuple[CanaryFigures, list[str]]:
     """Ask the engine of `client` all `questions`; returns the figures and the answers' texts.
+
+    Args:
+        lookahead: tokens drafted a step.
 
     Raises:
         CanaryFailed: an answer did not come, or no token was proposed.
@@ -82,6 +86,8 @@ async def run_canary(
     # States of the draft that served before lie in the cache; a salt of its own avoids them.
     common = {"model": model, "max_tokens": MAX_TOKENS, "temperature": 0, "seed": 0}
     common |= {"cache_salt": uuid.uuid4().hex}
+    # Figures of two drafts compare only at one lookahead, whatever pays at the moment.
+    common["vllm_xargs"] = {LOOKAHEAD_ARGUMENT: lookahead}
 
     async def ask(question: dict[str, Any]) -> dict[str, Any]:
         route = "/v1/chat/completions" if "messages" in question else "/v1/completions"

@@ -201,7 +201,8 @@ class Deployment:
         return await self._end(event, "done")
 
     async def _canary(self) -> tuple[CanaryFigures, list[str]]:
-        return await run_canary(self._client(), self.name, self._questions)
+        lookahead = self.settings.num_speculative_tokens
+        return await run_canary(self._client(), self.name, lookahead, self._questions)
 
     async def _swap(self, event: Event) -> Event:
         """Put `event.draft` into the engine; returns the event with the time that it took."""

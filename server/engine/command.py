@@ -7,6 +7,7 @@ behind both wheels' command is run with `python -m`.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
@@ -26,12 +27,22 @@ FAULTS = ("expand_batch_to_tokens", "seeded_prefill", "seeded_drafts")
 
 LOOKAHEAD_ARGUMENT = "draftsmith_lookahead"
 """Key in a request's `vllm_xargs`: the most tokens that may be drafted for it in a step."""
+LOOKAHEAD_CONTROL_VARIABLE = "DRAFTSMITH_LOOKAHEAD_CONTROL"
+"""`adaptive`: the scheduler chooses the lookahead of each step. Else it is K."""
+PROFILE_VARIABLE = "DRAFTSMITH_PROFILE"
+"""File of `draftsmith profile` that the adaptive choice begins with."""
 SCHEDULER = "draftsmith.server.engine.scheduler.speculation_scheduler"
 WORKER_EXTENSION = "draftsmith.server.engine.weights_extension.WeightsExtension"
 
 _CPU_KV_CACHE_BYTES = 1 << 30
 _PRELOAD_NAMES = ("libtcmalloc_minimal.so.4", "libiomp5.so")
 _LIBRARY_FOLDERS = ("/usr/lib", "/usr/local/lib", "/usr/lib64")
+
+
+SpeculationMethod = Literal["draft_model", "ngram", "suffix", "eagle3"]
+"""vLLM's names of the ways to propose tokens: a model of its own, repetition in the text so far,
+repetition in all texts so far, a head on the target's hidden states."""
+DRAFTLESS_METHODS = ("ngram", "suffix")
 
 
 @dataclass(frozen=True)
@@ -41,8 +52,13 @@ class EngineConfig:
     target: Path
     draft: Path | None = None
     served_model_name: str = "target"
+    method: SpeculationMethod = "draft_model"
     num_speculative_tokens: int = 3
     draft_sample_method: Literal["greedy", "probabilistic"] = "probabilistic"
+    rejection_sample_method: Literal["standard", "block"] = "standard"
+    lookahead_control: Literal["adaptive", "fixed"] = "fixed"
+    profile: Path | None = None
+    """What the adaptive choice begins with; see `speculation/profile.py`."""
     dtype: str = "auto"
     max_model_len: int | None = None
     max_num_seqs: int | None = None
@@ -55,6 +71,10 @@ class EngineConfig:
     """vLLM's name for the form in which the target writes tool calls; see `tool_calls.py`."""
     extra_args: tuple[str, ...] = ()
     """Further flags for vLLM, verbatim and last."""
+
+    @property
+    def speculates(self) -> bool:
+        return speculates(self.method, self.draft)
 
     def eager_on(self, *, cpu: bool) -> bool:
         """Whether the engine runs without compilation; the choice is the CPU's default."""
@@ -104,18 +124,24 @@ def engine_command(config: EngineConfig, socket: Path) -> list[str]:
         command.append("--no-enable-prefix-caching")
     if config.tool_call_parser is not None:
         command += ["--enable-auto-tool-choice", "--tool-call-parser", config.tool_call_parser]
-    if config.draft is not None:
+    if config.speculates:
         command += ["--speculative-config", json.dumps(_speculation(config))]
-        command += ["--scheduler-cls", SCHEDULER, "--per-request-spec-decode-metrics", "summary"]
+        command += ["--per-request-spec-decode-metrics", "summary"]
+    # Without a draft too: what a plain step takes is half of the comparison.
+    command += ["--scheduler-cls", SCHEDULER]
     return [*command, *config.extra_args]
 
 
 def engine_environment(
-    config: EngineConfig, report: Path, base: Mapping[str, str] | None = None
+    config: EngineConfig, folder: Path, base: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """The environment of an engine: offline, no telemetry, only our plug-in, fast allocator."""
+    """The environment of an engine: offline, no telemetry, only our plug-in, fast allocator.
+
+    What the engine's processes leave behind (reports, sockets) goes into `folder`.
+    """
     environment = dict(os.environ if base is None else base)
     environment.pop("DRAFTSMITH_API_KEY", None)
+    environment.pop(PROFILE_VARIABLE, None)
     environment |= {
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
@@ -123,8 +149,12 @@ def engine_environment(
         "VLLM_PLUGINS": PLUGIN_NAME,
         "VLLM_MAX_N_SEQUENCES": "64",
         "PYTHONUNBUFFERED": "1",
-        REPORT_VARIABLE: str(report),
+        "VLLM_RPC_BASE_PATH": str(folder),  # sockets that an engine killed hard leaves behind
+        REPORT_VARIABLE: str(folder),
+        LOOKAHEAD_CONTROL_VARIABLE: config.lookahead_control,
     }
+    if config.profile is not None:
+        environment[PROFILE_VARIABLE] = str(config.profile)
     if uses_cpu_wheel():
         if config.eager_on(cpu=True):
             # Else a first request with logprobs compiles C++ for many seconds, or ends the
@@ -151,10 +181,36 @@ def preload_libraries() -> list[Path]:
     return [path for path in hits if path is not None]
 
 
+def speculates(method: SpeculationMethod, draft: Path | None) -> bool:
+    """Whether an engine with this method and draft proposes anything."""
+    return draft is not None or method in DRAFTLESS_METHODS
+
+
 def _speculation(config: EngineConfig) -> dict[str, object]:
-    return {
-        "method": "draft_model",
-        "model": str(config.draft),
+    """vLLM's `--speculative-config`.
+
+    Raises:
+        ValueError: the method and the draft do not go together, or the method cannot run here.
+    """
+    chosen: dict[str, object] = {
+        "method": config.method,
         "num_speculative_tokens": config.num_speculative_tokens,
-        "draft_sample_method": config.draft_sample_method,
     }
+    if config.rejection_sample_method != "standard":
+        if uses_cpu_wheel():
+            # vLLM would verify token by token in silence.
+            raise ValueError("rejection_sample_method 'block' needs vLLM's GPU build.")
+        chosen["rejection_sample_method"] = config.rejection_sample_method
+    if config.method in DRAFTLESS_METHODS:
+        if config.draft is not None:
+            raise ValueError(f"The method '{config.method}' takes no draft: leave one of them out.")
+        if config.method == "ngram":
+            return chosen | {"prompt_lookup_max": 4, "prompt_lookup_min": 2}
+        if importlib.util.find_spec("arctic_inference") is None:
+            raise ValueError(
+                "The method 'suffix' needs the package arctic-inference in the version that "
+                "vLLM names: install it, or choose another method."
+            )
+        return chosen
+    chosen["model"] = str(config.draft)
+    return chosen | {"draft_sample_method": config.draft_sample_method}

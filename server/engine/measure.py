@@ -117,13 +117,13 @@ def measure(
     }
     sampling |= {"ignore_eos": ignore_eos} | ({} if seed is None else {"seed": seed})
 
-    probes = {name: _Probe(name, engine, sampling) for name, engine in engines.items()}
+    probes = {name: Probe(name, engine, sampling) for name, engine in engines.items()}
     try:
         for probe in probes.values():
             probe.begin(prompts[0])
         done, total = 0, len(prompts) * len(probes)
 
-        def finish(probe: _Probe, index: int, completion: Completion) -> None:
+        def finish(probe: Probe, index: int, completion: Completion) -> None:
             nonlocal done
             probe.completions[index] = completion
             done += 1
@@ -132,7 +132,7 @@ def measure(
 
         if concurrency == 1:
             pausable = [one for one in engines.values() if isinstance(one, Pausable)]
-            with _taking_turns(pausable if len(engines) > 1 else []) as turn:
+            with taking_turns(pausable if len(engines) > 1 else []) as turn:
                 for index, prompt in enumerate(prompts):
                     order = list(probes.values())
                     for probe in order if index % 2 == 0 else reversed(order):
@@ -150,7 +150,7 @@ def measure(
 
 
 @contextmanager
-def _taking_turns(
+def taking_turns(
     engines: Sequence[Pausable],
 ) -> Iterator[Callable[[Measurable], AbstractContextManager[None]]]:
     """Pause `engines`; the yielded function lets one of them run for the length of a `with`."""
@@ -175,7 +175,7 @@ def _taking_turns(
             one.resume()
 
 
-class _Probe:
+class Probe:
     """One engine under measurement."""
 
     def __init__(self, name: str, engine: Measurable, sampling: dict[str, Any]) -> None:
@@ -209,7 +209,7 @@ class _Probe:
 
     def result(self, *, timed: bool) -> EngineMeasurement:
         completions = [self.completions[index] for index in sorted(self.completions)]
-        acceptance = self._acceptance()
+        acceptance = self.acceptance()
         speeds = [len(one.token_ids) / one.seconds for one in completions]
         tokens = sum(len(one.token_ids) for one in completions)
         seconds = sum(one.seconds for one in completions)
@@ -221,7 +221,7 @@ class _Probe:
             median_tokens_per_second=statistics.median(speeds) if timed else None,
         )
 
-    def _acceptance(self) -> Acceptance | None:
+    def acceptance(self) -> Acceptance | None:
         after = self._settled_counters()
         delta = {name: value - self.before.get(name, 0.0) for name, value in after.items()}
         drafts = delta.get(_DRAFTS, 0.0)

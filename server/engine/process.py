@@ -30,12 +30,14 @@ from draftsmith.server.engine.command import (
     engine_command,
     engine_environment,
 )
+from draftsmith.server.speculation.report import StepReport, read_step_report
 
 Progress = Callable[[str, float], None]
 """Called about four times a second with the stage in words and the seconds since the start."""
 
 _WATCHDOG = Path(__file__).with_name("watchdog.py")
-_MAX_SOCKET_PATH = 100  # sun_path holds 108 bytes on Linux, 104 on macOS
+_MAX_PATH = 100  # of a socket: sun_path holds 108 bytes on Linux, 104 on macOS
+_SOCKET_NAME = 36  # vLLM's own sockets are named by a UUID
 _STAGES = (
     (re.compile(rb"Starting vLLM server|Application startup"), "opening the socket"),
     (re.compile(rb"Loading weights took|Model loading took|KV cache"), "warming up"),
@@ -209,6 +211,10 @@ class EngineProcess:
             merged |= json.loads(path.read_text())
         return merged
 
+    def step_report(self) -> StepReport | None:
+        """What the engine's scheduler knows about its steps; None in its first second."""
+        return None if self._folder is None else read_step_report(self._folder)
+
     def last_words(self) -> str:
         """The line of this run's log that says best why the engine ended, as one sentence."""
         with self.log_file.open("rb") as log:
@@ -240,7 +246,7 @@ class EngineProcess:
 def _private_folder() -> Path:
     """A new folder with mode 0700 whose paths are short enough for a Unix socket."""
     for parent in dict.fromkeys((tempfile.gettempdir(), "/tmp")):
-        if len(os.fsencode(parent)) + len("/draftsmith-12345678/api.sock") <= _MAX_SOCKET_PATH:
+        if len(os.fsencode(parent)) + len("/draftsmith-12345678/") + _SOCKET_NAME <= _MAX_PATH:
             return Path(tempfile.mkdtemp(prefix="draftsmith-", dir=parent))
     raise EngineError("The path of the temporary folder is too long for a socket: set TMPDIR.")
 

@@ -1,19 +1,30 @@
-"""The scheduler inside vLLM's engine core that lets each request choose its own lookahead.
+"""The scheduler inside vLLM's engine core: how much is drafted, for whom, at each step.
 
-Loaded by `--scheduler-cls`; the gateway names the lookahead in the request's `vllm_xargs`. vLLM
-drafts for the whole batch at once, so a request's proposals are cut to its own lookahead before
-they are verified; where every request of a step asks for less, less is drafted.
+Loaded by `--scheduler-cls`. Where a request names its own lookahead (the gateway puts it into
+`vllm_xargs`), that counts; for all others a controller chooses from measured goodput. vLLM drafts
+for the whole batch at once, so a request's proposals are cut to its own lookahead before they are
+verified; where every request of a step asks for less, less is drafted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from draftsmith.server.engine.command import LOOKAHEAD_ARGUMENT
+from draftsmith.server.engine.command import (
+    LOOKAHEAD_ARGUMENT,
+    LOOKAHEAD_CONTROL_VARIABLE,
+    PROFILE_VARIABLE,
+    REPORT_VARIABLE,
+)
+from draftsmith.server.speculation.controller import LookaheadController
+from draftsmith.server.speculation.observer import StepObserver
+from draftsmith.server.speculation.profile import read_profile
 
 
 def speculation_scheduler(vllm_config: Any, **options: Any) -> Scheduler:
@@ -23,12 +34,45 @@ def speculation_scheduler(vllm_config: Any, **options: Any) -> Scheduler:
     return variant(vllm_config=vllm_config, **options)
 
 
-class SpeculationScheduler(Scheduler):
-    """Steps one after the other: proposals are known before they are scheduled."""
+class _Steering(Scheduler):
+    """What both variants do: ask the controller before a step, tell it what came of it."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         _forbid_padding(self)
+        self.chosen_lookahead = self.drafted = self.num_spec_tokens
+        self._observer = _observer(self.num_spec_tokens)
+        self._names: list[str] = []
+
+    def schedule(self, *args: Any, **options: Any) -> Any:
+        self._observer.step_begins(busy=any(name in self.requests for name in self._names))
+        return super().schedule(*args, **options)
+
+    def _update_after_schedule(self, scheduler_output: Any) -> None:
+        tokens = scheduler_output.num_scheduled_tokens
+        proposals = scheduler_output.scheduled_spec_decode_tokens
+        verified = {name: len(proposals.get(name, ())) for name in tokens}
+        super()._update_after_schedule(scheduler_output)
+        self._names = list(tokens)
+        # Requests in the middle of their prompts draft nothing, and say nothing about load.
+        going_on = [name for name in tokens if not self.requests[name].is_prefill_chunk]
+        self.chosen_lookahead = self._observer.controller.choose(len(going_on))
+        self.drafted = longest_lookahead(self, going_on)
+        decoding = all(tokens[name] == 1 + verified[name] for name in tokens)
+        self._observer.step_scheduled(verified.values(), self.drafted, decoding=decoding)
+
+    def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
+        self._observer.step_ended(_outcomes(scheduler_output, model_runner_output))
+        return super().update_from_output(scheduler_output, model_runner_output)
+
+    def reset_prefix_cache(self, *args: Any, **options: Any) -> bool:
+        """Called when other weights were loaded: what was accepted of the old ones is history."""
+        self._observer.controller.forget_acceptance()
+        return _forget_prefixes(self) or super().reset_prefix_cache(*args, **options)
+
+
+class SpeculationScheduler(_Steering):
+    """Steps one after the other: proposals are known before they are scheduled."""
 
     def update_draft_token_ids(self, draft_token_ids: Any) -> None:
         super().update_draft_token_ids(draft_token_ids)
@@ -38,25 +82,16 @@ class SpeculationScheduler(Scheduler):
                 request.spec_token_ids = request.spec_token_ids[: lookahead_of(self, request)]
 
     def _update_after_schedule(self, scheduler_output: Any) -> None:
-        scheduler_output.num_spec_tokens_to_schedule = _longest_lookahead(
-            self, scheduler_output.num_scheduled_tokens
-        )
         super()._update_after_schedule(scheduler_output)
-
-    def reset_prefix_cache(self, *args: Any, **options: Any) -> bool:
-        return _forget_prefixes(self) or super().reset_prefix_cache(*args, **options)
+        scheduler_output.num_spec_tokens_to_schedule = self.drafted
 
 
-class OverlappedSpeculationScheduler(AsyncScheduler):
+class OverlappedSpeculationScheduler(_Steering, AsyncScheduler):
     """Steps overlap (GPU): placeholders are scheduled, the worker fills in the proposals.
 
     The draft always runs to its full length here, because the worker's CUDA graphs are
     captured for that length.
     """
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        _forbid_padding(self)
 
     def _update_after_schedule(self, scheduler_output: Any) -> None:
         super()._update_after_schedule(scheduler_output)
@@ -65,22 +100,39 @@ class OverlappedSpeculationScheduler(AsyncScheduler):
             # A slice, never in place: vLLM shares one list of placeholders.
             request.spec_token_ids = request.spec_token_ids[: lookahead_of(self, request)]
 
-    def reset_prefix_cache(self, *args: Any, **options: Any) -> bool:
-        return _forget_prefixes(self) or super().reset_prefix_cache(*args, **options)
-
 
 def lookahead_of(scheduler: Any, request: Any) -> int:
-    """Proposals that `request` lets vLLM verify in a step; K where it does not say."""
+    """Proposals that `request` lets vLLM verify in a step: its own wish, or what was chosen."""
     parameters = request.sampling_params
     asked = ((parameters and parameters.extra_args) or {}).get(LOOKAHEAD_ARGUMENT)
-    full: int = scheduler.num_spec_tokens
     # The gateway has checked it; what comes past the gateway must not end the engine.
-    return min(full, max(0, asked)) if isinstance(asked, int) else full
+    wish: int = asked if isinstance(asked, int) else scheduler.chosen_lookahead
+    return min(scheduler.num_spec_tokens, max(0, wish))
 
 
-def _longest_lookahead(scheduler: Any, names: Iterable[str]) -> int:
+def longest_lookahead(scheduler: Any, names: Iterable[str]) -> int:
+    """The longest lookahead among requests, which is what the draft has to run to."""
     asked = [lookahead_of(scheduler, scheduler.requests[name]) for name in names]
     return max(asked, default=scheduler.num_spec_tokens)
+
+
+def _outcomes(scheduler_output: Any, model_runner_output: Any) -> Iterator[tuple[int, int]]:
+    """(proposed, accepted) of each request that verified a proposal in this step."""
+    sampled = model_runner_output.sampled_token_ids
+    for name, proposal in scheduler_output.scheduled_spec_decode_tokens.items():
+        tokens = sampled[model_runner_output.req_id_to_index[name]] if sampled else ()
+        if proposal and tokens:
+            yield len(proposal), len(tokens) - 1
+
+
+def _observer(max_lookahead: int) -> StepObserver:
+    adaptive = os.environ.get(LOOKAHEAD_CONTROL_VARIABLE) == "adaptive"
+    controller = LookaheadController(max_lookahead, adaptive=adaptive)
+    if profile := os.environ.get(PROFILE_VARIABLE):
+        known = read_profile(Path(profile))
+        controller.restore(known.seconds, known.acceptance)
+    folder = os.environ.get(REPORT_VARIABLE)
+    return StepObserver(controller, Path(folder) if folder else None)
 
 
 def _forbid_padding(scheduler: Any) -> None:

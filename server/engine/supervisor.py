@@ -13,6 +13,7 @@ import httpx
 
 from draftsmith.server.engine.command import EngineConfig
 from draftsmith.server.engine.process import EngineError, EngineProcess
+from draftsmith.server.speculation.report import StepReport
 
 _log = logging.getLogger("draftsmith.engine")
 
@@ -55,6 +56,7 @@ class Supervisor:
         """Of those, in place of one that died."""
         self.failed = asyncio.Event()
         """Set when the engine will not come; `reason` says why."""
+        self._engine: EngineProcess | None = None
         self._client: httpx.AsyncClient | None = None
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
@@ -79,6 +81,10 @@ class Supervisor:
     def client(self) -> httpx.AsyncClient | None:
         """A pooled client of the engine while it is ready."""
         return self._client if self.state is EngineState.READY else None
+
+    def step_report(self) -> StepReport | None:
+        """What the engine's scheduler knows about its steps, None while there is no engine."""
+        return None if self._engine is None else self._engine.step_report()
 
     @property
     def retry_after_s(self) -> int:
@@ -123,7 +129,7 @@ class Supervisor:
             await asyncio.sleep(_POLL_S)
         pause = 0.0
         while not self._stopping:
-            engine = EngineProcess(self.config, self.log_file)
+            engine = self._engine = EngineProcess(self.config, self.log_file)
             self._boot_began = time.monotonic()
             try:
                 await self._boot(engine)

@@ -68,7 +68,7 @@ async def _generate(
     gateway.check_model(body.model)
     engine = _engine_for(gateway, body)
     answer = await forward(request, body.for_engine(), engine, reshape)
-    plain = engine is gateway.plain or gateway.settings.draft is None
+    plain = engine is gateway.plain or not gateway.settings.speculates
     answer.headers[ENGINE_HEADER] = "plain" if plain else "speculative"
     return answer
 
@@ -87,7 +87,7 @@ def _engine_for(gateway: Gateway, body: EngineRequest) -> Supervisor:
     """
     settings, wish = gateway.settings, body.speculation
     wanted = wish is not None and not wish.off and (wish.enabled or wish.num_tokens is not None)
-    if settings.draft is None:
+    if not settings.speculates:
         if wanted:
             raise _cannot("speculation", "asks for a draft, and none is served: leave it out.")
         return gateway.supervisor
@@ -98,7 +98,8 @@ def _engine_for(gateway: Gateway, body: EngineRequest) -> Supervisor:
     if field is not None and (wanted or gateway.plain is None):
         raise _cannot(field, "cannot be honoured while a draft model speculates: leave it out.")
     off = wish is not None and wish.off
-    if gateway.plain is not None and (field is not None or off):
+    without = field is not None or off or (not wanted and gateway.prefers_plain)
+    if gateway.plain is not None and without:
         return gateway.plain
     return gateway.supervisor
 
@@ -110,10 +111,10 @@ def _cannot(field: str, reason: str) -> ApiError:
 def _model(gateway: Gateway) -> dict[str, Any]:
     settings = gateway.settings
     draft = None
-    if settings.draft is not None:
+    if settings.speculates:
         draft = {
             "version": gateway.draft_version,
-            "method": "draft_model",
+            "method": settings.speculation_method,
             "num_speculative_tokens": settings.num_speculative_tokens,
         }
     return {

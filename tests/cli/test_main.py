@@ -11,6 +11,8 @@ import pytest
 from tests.cli.commands import DRAFTSMITH, draftsmith, environment, one_sentence
 from tests.tiny import make_target
 
+COMMANDS = ["doctor", "models", "distill", "evaluate", "profile", "bench", "serve", "keys", "demo"]
+
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -20,7 +22,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_of_every_command_is_there(home: Path) -> None:
     overview = draftsmith(home, "--help")
     assert overview.returncode == 0
-    for command in ("doctor", "models", "distill", "evaluate", "serve", "keys", "demo"):
+    for command in COMMANDS:
         assert command in overview.stdout
         assert draftsmith(home, command, "--help").returncode == 0
 

@@ -29,6 +29,7 @@ SMALL = {
     "DRAFTSMITH_KV_CACHE_BYTES": str(64 << 20),
     "DRAFTSMITH_SERVED_MODEL_NAME": MODEL,
     "DRAFTSMITH_PORT": "0",
+    "DRAFTSMITH_LOOKAHEAD_CONTROL": "fixed",  # tests count proposals; it has tests of its own
 }
 
 

@@ -33,6 +33,9 @@ class StubEngine:
     def __init__(self, client: httpx.AsyncClient | None) -> None:
         self.client = client
 
+    def step_report(self) -> None:
+        """As an engine in its first second."""
+
 
 def answering(answer: Answer) -> StubEngine:
     """An engine that is healthy and leaves every POST to `answer`."""

@@ -1,0 +1,68 @@
+"""What a step of the engine takes, by the number of requests that decode and the lookahead.
+
+Legend: B requests that decode, K lookahead.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from collections.abc import Sequence
+
+_WINDOW = 15
+
+
+def bucket_of(num_decoding: int) -> int:
+    """The size that stands for a batch: the next power of two, since cost grows slowly with B."""
+    assert num_decoding >= 1, "an empty batch has no cost"
+    return 1 << (num_decoding - 1).bit_length()
+
+
+class StepTimes:
+    """Medians of the last steps of each kind: one slow step must not change a decision."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[tuple[int, int], deque[float]] = {}
+        self._counts: dict[tuple[int, int], int] = {}
+
+    def observe(self, bucket: int, lookahead: int, seconds: float) -> None:
+        kind = bucket, lookahead
+        self._seconds.setdefault(kind, deque(maxlen=_WINDOW)).append(seconds)
+        self._counts[kind] = self._counts.get(kind, 0) + 1
+
+    def count(self, bucket: int, lookahead: int) -> int:
+        """Steps of this kind seen so far."""
+        return self._counts.get((bucket, lookahead), 0)
+
+    def measured(self, bucket: int, lookahead: int) -> float | None:
+        """Seconds of such a step; None where none was seen."""
+        recent = self._seconds.get((bucket, lookahead))
+        return statistics.median(recent) if recent else None
+
+    def table(self) -> dict[int, dict[int, float]]:
+        """Seconds of a step by bucket and lookahead, as far as measured, in order."""
+        found: dict[int, dict[int, float]] = {}
+        for bucket, lookahead in sorted(self._seconds):
+            seconds = self.measured(bucket, lookahead)
+            assert seconds is not None
+            found.setdefault(bucket, {})[lookahead] = seconds
+        return found
+
+
+def fill_in(measured: dict[int, float], lookaheads: Sequence[int]) -> dict[int, float]:
+    """Seconds of a step for each lookahead: the measured ones, straight lines between them.
+
+    A draft step more and a position more to verify cost the same each time, so the line of the
+    two nearest goes on beyond the ends too. Empty where fewer than two are measured and more
+    are asked for: one point gives no slope.
+    """
+    known = sorted(measured)
+    if len(known) < 2:
+        return {k: measured[k] for k in lookaheads if k in measured}
+    found = {}
+    for k in lookaheads:
+        right = next((index for index, one in enumerate(known) if one >= k), len(known) - 1)
+        low, high = known[max(0, right - 1)], known[max(1, right)]
+        slope = (measured[high] - measured[low]) / (high - low)
+        found[k] = measured.get(k, max(measured[low] + slope * (k - low), 1e-9))
+    return found

@@ -1,0 +1,146 @@
+"""The controller against a simulated engine whose costs and acceptance are known."""
+
+import itertools
+import random
+from collections.abc import Callable
+
+import pytest
+
+from draftsmith.server.speculation.acceptance import RecentAcceptance, block_efficiencies
+from draftsmith.server.speculation.controller import LookaheadController
+
+Cost = Callable[[int, int], float]
+
+
+class Machine:
+    """An engine: t(B, K) seconds a step, each proposed token right with chance `right`."""
+
+    def __init__(self, cost: Cost, right: float, max_lookahead: int, seed: int = 0) -> None:
+        self.cost, self.right = cost, right
+        self.controller = LookaheadController(max_lookahead)
+        self.random = random.Random(seed)
+        self.seconds = self.tokens = 0.0
+        self.lookaheads: list[int] = []
+        self._verified = max_lookahead
+
+    def run(self, steps: int, num_decoding: int = 1) -> None:
+        for _ in range(steps):
+            drafted = self.controller.choose(num_decoding)
+            for _ in range(num_decoding):
+                accepted = 0
+                while accepted < self._verified and self.random.random() < self.right:
+                    accepted += 1
+                self.tokens += accepted + 1
+                if self._verified:
+                    self.controller.observe_proposal(self._verified, accepted)
+            took = self.cost(num_decoding, drafted) * self.random.choice([0.95, 1.0, 1.05])
+            if self._verified == drafted:
+                self.controller.observe_step(num_decoding, drafted, took)
+            self.seconds += took
+            self.lookaheads.append(drafted)
+            self._verified = drafted
+
+
+def best(cost: Cost, right: float, num_decoding: int, max_lookahead: int) -> int:
+    tokens = block_efficiencies([right] * max_lookahead)
+    return max(range(max_lookahead + 1), key=lambda k: tokens[k] / cost(num_decoding, k))
+
+
+def linear(draft: float, verify: float) -> Cost:
+    """A plain step of 1, each drafted token `draft`, each verified one `verify` a request."""
+    return lambda num_decoding, k: 1 + k * (draft + verify * num_decoding)
+
+
+@pytest.mark.parametrize(
+    ("draft", "right"), [(0.1, 0.9), (0.25, 0.6), (0.25, 0.9), (0.6, 0.5), (1.2, 0.9), (0.05, 0.3)]
+)
+def test_it_finds_the_lookahead_that_is_best(draft: float, right: float) -> None:
+    cost = linear(draft, 0.0)
+    machine = Machine(cost, right, max_lookahead=6)
+    machine.run(3000)
+    tokens = block_efficiencies([right] * 6)
+    wanted = tokens[best(cost, right, 1, 6)] / cost(1, best(cost, right, 1, 6))
+    chosen = machine.controller.chosen()[1]
+    assert tokens[chosen] / cost(1, chosen) >= 0.96 * wanted
+
+
+@pytest.mark.parametrize("right", [0.05, 0.4, 0.7, 0.95])
+def test_it_is_nearly_never_slower_than_no_draft(right: float) -> None:
+    """The price of learning and probing: below 3 % of all time, over 20,000 steps."""
+    machine = Machine(linear(0.4, 0.0), right, max_lookahead=4)
+    machine.run(20_000)
+    assert machine.tokens / machine.seconds >= 0.97
+
+
+def test_it_drafts_less_when_load_grows_and_more_again_when_it_falls() -> None:
+    cost = linear(0.1, 0.2)
+    machine = Machine(cost, 0.8, max_lookahead=4)
+    for num_decoding, wanted in ((1, {2, 3, 4}), (16, {0}), (1, {2, 3, 4})):
+        assert best(cost, 0.8, num_decoding, 4) in wanted
+        machine.run(1500, num_decoding)
+        settled = machine.lookaheads[-200:]
+        assert sum(one in wanted for one in settled) > 150, settled
+
+
+def test_it_notices_that_the_text_became_easier() -> None:
+    """At lookahead 0 nothing is verified: only probing can tell that drafting pays again."""
+    machine = Machine(linear(0.3, 0.0), 0.1, max_lookahead=4)
+    machine.run(1500)
+    assert machine.controller.chosen()[1] == 0
+    machine.right = 0.95
+    machine.run(12_000)
+    assert machine.controller.chosen()[1] == 4
+
+
+def test_small_differences_change_nothing() -> None:
+    """Lookaheads 0 to 3 are equally fast: a controller without hysteresis would wander."""
+    tokens = block_efficiencies([0.5] * 3)
+    machine = Machine(lambda _, k: tokens[k], 0.5, max_lookahead=3)
+    machine.run(4000)
+    chosen = machine.lookaheads[600:]
+    changes = sum(one != other for one, other in itertools.pairwise(chosen))
+    assert changes <= 60
+
+
+def test_fixed_is_fixed_and_still_measures() -> None:
+    controller = LookaheadController(3, adaptive=False)
+    for _ in range(200):
+        assert controller.choose(2) == 3
+        controller.observe_step(2, 3, 0.05)
+        controller.observe_proposal(3, 0)
+    assert controller.times.table() == {2: {3: 0.05}}
+    assert controller.acceptance.tokens_per_call()[3] < 1.1
+
+
+def test_a_profile_leaves_nothing_to_learn() -> None:
+    controller = LookaheadController(4)
+    controller.restore({1: {0: 1.0, 2: 1.2, 4: 1.4}, 8: {0: 1.0, 2: 3.0, 4: 5.0}}, [0.9] * 4)
+    assert [controller.choose(1) for _ in range(5)] == [4] * 5
+    assert [controller.choose(8) for _ in range(5)] == [0] * 5
+
+
+def test_a_new_draft_gets_its_chance() -> None:
+    machine = Machine(linear(0.3, 0.0), 0.1, max_lookahead=4)
+    machine.run(1500)
+    assert machine.controller.chosen()[1] == 0
+    machine.right = 0.95
+    machine.controller.forget_acceptance()
+    machine.run(200)
+    assert machine.controller.chosen()[1] == 4
+
+
+def test_acceptance_by_position_is_exact_and_forgets() -> None:
+    recent = RecentAcceptance(3, half_life=1e9)
+    for accepted in [0] * 40 + [1] * 30 + [2] * 20 + [3] * 10:
+        recent.observe(3, accepted)
+    # 60 of 100 first tokens, 30 of those 60 second ones, 10 of those 30 third ones.
+    expected = [60 / 100, 30 / 60, 10 / 30]
+    assert recent.conditional() == pytest.approx(expected, abs=0.06)
+    assert block_efficiencies(expected) == pytest.approx([1, 1.6, 1.9, 2.0])
+
+    quick = RecentAcceptance(1, half_life=16)
+    for _ in range(400):
+        quick.observe(1, 0)
+    for _ in range(64):
+        quick.observe(1, 1)
+    assert quick.conditional()[0] > 0.8
