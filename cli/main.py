@@ -19,6 +19,7 @@ from draftsmith.cli.keys import keys
 from draftsmith.cli.models import models
 from draftsmith.cli.profile import profile
 from draftsmith.cli.serve import serve
+from draftsmith.cli.traffic import traffic
 
 app = typer.Typer(
     name="draftsmith",
@@ -37,6 +38,7 @@ app.command()(profile)
 app.command()(bench)
 app.command()(serve)
 app.add_typer(keys, name="keys")
+app.add_typer(traffic, name="traffic")
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ from draftsmith.server.pair import check_pair
 from draftsmith.server.registry import version_id
 from draftsmith.server.settings import Settings
 from draftsmith.server.speculation.routing import EngineChoice
+from draftsmith.server.traffic.log import TrafficLog, load_redaction
 
 ENGINE_LOG = "engine.log"
 PLAIN_ENGINE_LOG = "engine-plain.log"
@@ -56,6 +57,7 @@ def create_app(settings: Settings) -> FastAPI:
         supervisor=supervisor,
         plain=plain,
         choice=choice,
+        traffic=_traffic_log(settings, home),
         keys=KeyStore(home.keys, [settings_key(secret.get_secret_value())] if secret else []),
         admission=Admission(settings.max_in_flight, settings.max_queued, settings.max_queue_s),
     )
@@ -90,3 +92,16 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(deployment_routes.router)
     app.include_router(routes.router)
     return app
+
+
+def _traffic_log(settings: Settings, home: Home) -> TrafficLog | None:
+    """Raises ValueError where the redaction cannot be loaded."""
+    if settings.traffic == "off":
+        return None
+    redaction = settings.traffic_redaction
+    return TrafficLog(
+        home.traffic,
+        max_bytes=settings.traffic_max_bytes,
+        max_age_days=settings.traffic_max_age_days,
+        redact=None if redaction is None else load_redaction(redaction),
+    )

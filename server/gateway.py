@@ -16,6 +16,7 @@ from draftsmith.server.keys import ApiKey, KeyStore
 from draftsmith.server.metrics import Metrics
 from draftsmith.server.settings import Settings
 from draftsmith.server.speculation.routing import EngineChoice
+from draftsmith.server.traffic.log import TrafficLog
 
 
 @dataclass
@@ -33,6 +34,8 @@ class Gateway:
     metrics: Metrics = field(default_factory=Metrics)
     deployment: Deployment | None = None
     """None where no draft is served."""
+    traffic: TrafficLog | None = None
+    """None where no answers are kept."""
     draining: bool = False
     in_flight: int = 0
     created: int = field(default_factory=lambda: int(time.time()))

@@ -48,6 +48,11 @@ class Home:
         return self.root / "deployments.sqlite"
 
     @property
+    def traffic(self) -> Path:
+        """Answers that were kept, a file a day."""
+        return self.root / "traffic"
+
+    @property
     def logs(self) -> Path:
         """What the engines print."""
         return self.root / "logs"

@@ -67,6 +67,14 @@ class Settings(BaseSettings):
     plain_engine: bool = False
     """Run a second engine, without the draft, for what speculation cannot serve."""
 
+    traffic: Literal["off", "asked", "all"] = "off"
+    """Answers to keep for the next distillation: none; those whose request says `store: true`; or
+    all but those that say `store: false`."""
+    traffic_max_bytes: Annotated[int, Field(ge=1 << 16)] = 1 << 30
+    traffic_max_age_days: Annotated[int, Field(ge=1)] = 30
+    traffic_redaction: str | None = None
+    """`module:function` that gets each record as a dict, and returns what may be kept of it."""
+
     canary_prompts: Path | None = None
     """JSON lines with `prompt` or `messages` that a new draft is tried on; None: built-in ones."""
 

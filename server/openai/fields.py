@@ -52,6 +52,10 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "web_search_options": (),
 }
 
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
+    Field(max_length=16),
+]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Count = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
@@ -126,6 +130,9 @@ class EngineRequest(ShallowRequest):
 class GenerationRequest(EngineRequest):
     """What chat and plain completions have in common: OpenAI's fields and vLLM's own."""
 
+    store: bool | None = None
+    """Whether the answer may be kept for the next distillation; refused where nothing is kept."""
+    metadata: Metadata | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
     logit_bias: Annotated[LogitBias, Field(max_length=300)] | None = None
@@ -171,6 +178,8 @@ class GenerationRequest(EngineRequest):
 
     def for_engine(self) -> dict[str, Any]:
         body = super().for_engine()
+        for ours in ("store", "metadata"):
+            body.pop(ours, None)
         options = body.get("stream_options")
         if options is not None:
             options.pop("include_obfuscation", None)

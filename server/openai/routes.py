@@ -9,13 +9,14 @@ from starlette.responses import Response
 
 from draftsmith.server.engine.supervisor import Supervisor
 from draftsmith.server.errors import ApiError
-from draftsmith.server.gateway import Gateway, gateway_of
-from draftsmith.server.openai.fields import EngineRequest
+from draftsmith.server.gateway import Gateway, gateway_of, key_of
+from draftsmith.server.openai.fields import EngineRequest, GenerationRequest
 from draftsmith.server.openai.proxy import Reshape, forward
 from draftsmith.server.openai.responses import ResponsesRequest
 from draftsmith.server.openai.schemas import ChatRequest, CompletionRequest
 from draftsmith.server.openai.shapes import STRICT_HEADER, make_completion_strict
 from draftsmith.server.openai.tokens import DetokenizeRequest, TokenizeRequest
+from draftsmith.server.traffic.recorder import Recorder
 
 ENGINE_HEADER = "x-draftsmith-engine"
 """Of an answer: `speculative` or `plain`."""
@@ -66,8 +67,9 @@ async def _generate(
 ) -> Response:
     gateway = gateway_of(request)
     gateway.check_model(body.model)
-    engine = _engine_for(gateway, body)
-    answer = await forward(request, body.for_engine(), engine, reshape)
+    engine, sent = _engine_for(gateway, body), body.for_engine()
+    recorder = _recorder(request, body, sent)
+    answer = await forward(request, sent, engine, _both(reshape, recorder))
     plain = engine is gateway.plain or not gateway.settings.speculates
     answer.headers[ENGINE_HEADER] = "plain" if plain else "speculative"
     return answer
@@ -102,6 +104,37 @@ def _engine_for(gateway: Gateway, body: EngineRequest) -> Supervisor:
     if gateway.plain is not None and without:
         return gateway.plain
     return gateway.supervisor
+
+
+def _recorder(request: Request, body: EngineRequest, sent: dict[str, Any]) -> Recorder | None:
+    """What keeps the answer, where it may be kept.
+
+    Raises:
+        ApiError: 400 where the client asks for it and the server keeps nothing.
+    """
+    traffic, mode = gateway_of(request).traffic, gateway_of(request).settings.traffic
+    if not isinstance(body, GenerationRequest):
+        return None
+    if traffic is None:
+        if body.store:
+            reason = "cannot be true: this server keeps no answers."
+            raise ApiError(400, f"'store' {reason}", code="unsupported_value", param="store")
+        return None
+    if body.store is False or (mode == "asked" and not body.store):
+        return None
+    key = key_of(request)
+    return Recorder(traffic, {**sent, "metadata": body.metadata}, None if key is None else key.name)
+
+
+def _both(first: Reshape | None, second: Reshape | None) -> Reshape | None:
+    if first is None or second is None:
+        return first or second
+
+    def both(said: dict[str, Any]) -> None:
+        first(said)
+        second(said)
+
+    return both
 
 
 def _cannot(field: str, reason: str) -> ApiError:
