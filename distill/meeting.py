@@ -66,6 +66,7 @@ class Meeting:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._request.unlink(missing_ok=True)
         self._answer.unlink(missing_ok=True)
+        self._owner.write_text(str(os.getpid()), encoding="utf-8")
 
     def ask(self, request: EngineRequest) -> None:
         _write(self._request, request)
@@ -79,10 +80,21 @@ class Meeting:
         _write(self._answer, answer)
 
     def wait_for_answer(self) -> EngineAnswer:
-        """Returns when there is one: whoever has to answer ends this process if it cannot."""
+        """Returns when there is one.
+
+        Raises:
+            ValueError: the process that prepared the meeting has ended.
+        """
+        owner = int(self._owner.read_text(encoding="utf-8"))
         while not self._answer.is_file():
+            if not _lives(owner):
+                raise ValueError("`draftsmith distill` has ended, and no engine was started.")
             time.sleep(_POLL_S)
         return EngineAnswer.model_validate_json(self._answer.read_bytes())
+
+    @property
+    def _owner(self) -> Path:
+        return self.folder / "owner.pid"
 
     @property
     def _request(self) -> Path:
@@ -97,3 +109,11 @@ def _write(file: Path, content: BaseModel) -> None:
     partial = file.with_suffix(".partial")  # a reader sees all of it or nothing
     partial.write_text(content.model_dump_json(), encoding="utf-8")
     partial.replace(file)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -81,6 +81,7 @@ class Deployment:
         """Lowest first: what a rollback goes back to lies below what is served."""
         if self.draft != configured:
             check_pair(settings.target, Path(self.draft.folder))
+            _log.warning("Serving %s, which was promoted here.", self.draft.folder)
         self._keep_over_restarts(self.draft)
         metrics.show_draft(self.draft.version)
 

@@ -79,11 +79,8 @@ def test_a_killed_run_goes_on_with_the_same_responses(tiny_target: Path, tmp_pat
     process = start(tmp_path, arguments(tiny_target, killed, **steps))
     wait_until(lambda: len(train_records(killed)) >= 5, 150, "five steps")
     family = descendants(process.pid)
-    process.kill()
+    process.kill()  # the engine goes with it, and the trainer when it finds that out
     process.wait()
-    for pid in family:
-        if "draftsmith.distill.train" in command_of(pid):
-            os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not any(alive(pid) for pid in family), 30, "nothing is left")
     assert len(train_records(killed)) < 12
     resumed = draftsmith(tmp_path, *arguments(tiny_target, killed, **steps), "--resume")

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from draftsmith.distill.manifest import write_draft_vocabulary
 from draftsmith.server.home import Home
 from draftsmith.server.registry import Registry
+from tests.cli.commands import draftsmith, one_sentence
 from tests.server.conftest import Fleet, Models
 from tests.server.drafts import export_draft
 from tests.server.processes import MODEL, GatewayProcess
@@ -153,6 +154,17 @@ def test_a_poisoned_draft_is_not_even_tried(http: httpx.Client) -> None:
     assert (event["outcome"], event["after"]) == ("failed", None)
     assert "not finite" in event["reason"]
     assert ask(http)[1] == pytest.approx(K + 1, rel=0.05)
+
+
+def test_the_command_says_what_came_of_it(fleet: Fleet, registry: Registry) -> None:
+    home, url = fleet.partial.home, ["--url", fleet.partial.url]
+    refused = draftsmith(home, "drafts", "promote", "random", *url)
+    assert "rolled back: Of a proposal" in one_sentence(refused)
+    taken = draftsmith(home, "drafts", "promote", "few", "--min-share", "0", *url)
+    assert f"serves {registry.resolve('few').id}, in the live engine" in taken.stdout
+    assert "tokens a target call" in taken.stdout
+    back = draftsmith(home, "drafts", "rollback", *url)
+    assert f"serves {registry.resolve('perfect').id}" in back.stdout
 
 
 @pytest.mark.parametrize(

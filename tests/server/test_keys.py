@@ -128,6 +128,9 @@ def test_scopes_and_revocation_in_a_running_server(models: Models, store: KeySto
         assert refused.value.request_id
         metrics = httpx.get(f"{url}/metrics", headers={"authorization": f"Bearer {admin}"})
         assert metrics.status_code == 200
+        for path in ("/v1/deployments", "/v1/deployments/target/events"):
+            denied = httpx.get(url + path, headers={"authorization": f"Bearer {infer}"})
+            assert denied.status_code == 403
         with pytest.raises(openai.AuthenticationError) as unknown:
             strict_client(url, api_key="sk-wrong").models.list()
         assert unknown.value.code == "invalid_api_key"
