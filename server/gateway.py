@@ -11,6 +11,8 @@ from fastapi import Request
 from draftsmith.server.admission import Admission
 from draftsmith.server.engine.supervisor import EngineState, Supervisor
 from draftsmith.server.errors import ApiError
+from draftsmith.server.files.store import FileStore
+from draftsmith.server.jobs.store import JobStore
 from draftsmith.server.keys import ApiKey, KeyStore
 from draftsmith.server.metrics import Metrics
 from draftsmith.server.settings import Settings
@@ -26,6 +28,8 @@ class Gateway:
     """The draft's id in the registry's form, None without a draft or a manifest."""
     keys: KeyStore
     admission: Admission
+    files: FileStore
+    jobs: JobStore
     plain: Supervisor | None = None
     """The engine without the draft, when one is configured."""
     metrics: Metrics = field(default_factory=Metrics)

@@ -34,7 +34,7 @@ from draftsmith.server.engine.command import (
 Progress = Callable[[str, float], None]
 """Called about four times a second with the stage in words and the seconds since the start."""
 
-_WATCHDOG = Path(__file__).with_name("watchdog.py")
+WATCHDOG = Path(__file__).with_name("watchdog.py")
 _MAX_SOCKET_PATH = 100  # sun_path holds 108 bytes on Linux, 104 on macOS
 _STAGES = (
     (re.compile(rb"Starting vLLM server|Application startup"), "opening the socket"),
@@ -121,7 +121,7 @@ class EngineProcess:
             with self.log_file.open("ab") as log:
                 self._log_start = log.tell()
                 self._watchdog = subprocess.Popen(
-                    [sys.executable, "-I", "-S", str(_WATCHDOG), *arguments, *command],
+                    [sys.executable, "-I", "-S", str(WATCHDOG), *arguments, *command],
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=log,
