@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, case, insert, select, update
+from sqlalchemy import ColumnElement, Connection, ScalarSelect, case, insert, select, update
 
 from draftsmith.server.database.clock import now
 from draftsmith.server.database.connect import Database
@@ -58,10 +58,12 @@ class Leases:
         """The next job: one that a dead worker left behind, else the first of the queue."""
         expired = [jobs.c.lease_expires_at < now(), jobs.c.status.in_(HELD)]
         queued = [jobs.c.status == Status.QUEUED, jobs.c.not_before <= now()]
-        return self._claim(expired) or self._claim(queued)
+        with self._database.writing() as connection:
+            return self._take(connection, expired) or self._take(connection, queued)
 
-    def _claim(self, conditions: Sequence[ColumnElement[bool]]) -> Claim | None:
-        """One statement takes a job, so that two workers cannot take the same one."""
+    def _take(
+        self, connection: Connection, conditions: Sequence[ColumnElement[bool]]
+    ) -> Claim | None:
         choice = (
             select(jobs.c.number, jobs.c.lease_owner)
             .where(*conditions)
@@ -69,32 +71,28 @@ class Leases:
             .limit(1)
             .with_for_update(skip_locked=True)  # PostgreSQL; SQLite has one writer anyway
         )
-        token = secrets.token_hex(16)
-        with self._database.writing() as connection:
-            found = connection.execute(choice).one_or_none()
-            if found is None:
-                return None
-            queued = jobs.c.status == Status.QUEUED
-            words = "Attempt started." if found.lease_owner is None else "Attempt taken over."
-            job = change(
-                connection,
-                [jobs.c.number == found.number, *conditions],
-                NewEvent(words, data={"worker": self.worker}),
-                status=case((queued, Status.RUNNING), else_=jobs.c.status),
-                attempts=jobs.c.attempts + 1,
-                started_at=case((jobs.c.started_at.is_(None), now()), else_=jobs.c.started_at),
-                lease_token=token,
-                lease_owner=self.worker,
-                lease_expires_at=now() + self.ttl_s,
-            )
-            if job is None:
-                return None
-            if found.lease_owner is not None:
-                lost = [attempts.c.job == job.number, attempts.c.ended_at.is_(None)]
-                connection.execute(
-                    update(attempts).where(*lost).values(ended_at=now(), outcome="lost")
-                )
-            connection.execute(insert(attempts).values(_attempt(job, self.worker, token)))
+        found = connection.execute(choice).one_or_none()
+        if found is None:
+            return None
+        token, queued = secrets.token_hex(16), jobs.c.status == Status.QUEUED
+        words = "Attempt started." if found.lease_owner is None else "Attempt taken over."
+        job = change(
+            connection,
+            [jobs.c.number == found.number],
+            NewEvent(words, data={"worker": self.worker}),
+            status=case((queued, Status.RUNNING), else_=jobs.c.status),
+            attempts=jobs.c.attempts + 1,
+            started_at=case((jobs.c.started_at.is_(None), now()), else_=jobs.c.started_at),
+            lease_token=token,
+            lease_owner=self.worker,
+            lease_expires_at=now() + self.ttl_s,
+        )
+        assert job is not None, "its row is locked"
+        if found.lease_owner is not None:
+            lost = [attempts.c.job == job.number, attempts.c.ended_at.is_(None)]
+            ended = {"ended_at": now(), "outcome": "lost"}
+            connection.execute(update(attempts).where(*lost).values(ended))
+        connection.execute(insert(attempts).values(_attempt(job, self.worker, token)))
         return Claim(job, token, found.lease_owner)
 
     def heartbeat(self, claim: Claim) -> Job:
@@ -129,6 +127,7 @@ class Leases:
             "finished_at": now() if over else None,
             "not_before": now() + ending.wait_s,
             "failures": jobs.c.failures + 1 if ending.failed else jobs.c.failures,
+            "run_seconds": jobs.c.run_seconds + now() - _started_at(claim),
             "lease_token": None,
             "lease_owner": None,
             "lease_expires_at": None,
@@ -142,7 +141,6 @@ class Leases:
                 mine = [attempts.c.lease_token == claim.token]
                 how = {"outcome": ending.outcome, "exit_status": ending.exit_status}
                 connection.execute(update(attempts).where(*mine).values(ended_at=now(), **how))
-                self._add_run_time(connection, claim)
                 return True
             held = select(jobs.c.number).where(*_ours(claim))
             if connection.execute(held).one_or_none() is None:
@@ -179,16 +177,14 @@ class Leases:
             raise Fenced(claim.job.id)
         return job
 
-    def _add_run_time(self, connection: Connection, claim: Claim) -> None:
-        mine = [attempts.c.lease_token == claim.token]
-        query = select(attempts.c.ended_at - attempts.c.started_at).where(*mine)
-        spent = connection.execute(query).scalar_one()
-        ours = [jobs.c.number == claim.job.number]
-        change(connection, ours, None, run_seconds=jobs.c.run_seconds + spent)
-
 
 def _ours(claim: Claim) -> list[ColumnElement[bool]]:
     return [jobs.c.number == claim.job.number, jobs.c.lease_token == claim.token]
+
+
+def _started_at(claim: Claim) -> ScalarSelect[float]:
+    mine = attempts.c.lease_token == claim.token
+    return select(attempts.c.started_at).where(mine).scalar_subquery()
 
 
 def _attempt(job: Job, worker: str, token: str) -> dict[str, Any]:
