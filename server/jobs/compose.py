@@ -16,7 +16,7 @@ from draftsmith.server.files.store import FileMissing, FileStore
 from draftsmith.server.home import Home
 from draftsmith.server.jobs.policy import check_bounds, check_tables
 from draftsmith.server.jobs.request import Hyperparameters, JobRequest
-from draftsmith.server.registry import Registry
+from draftsmith.server.registry import Registry, check_name
 from draftsmith.server.settings import Settings
 
 _EPOCHS = 3
@@ -93,6 +93,8 @@ class Composer:
         if request.seed is not None:
             tables["seed"] = request.seed
         name = request.suffix or tables.get("export", {}).get("name")
+        if name is not None:
+            _check_draft_name(name)
         tables.setdefault("name", _recipe_name(name or f"{model}-draft"))
         recipe = parse_recipe(tables, "recipe")
         check_bounds(recipe.model_dump(), self._settings.max_job_steps)
@@ -149,6 +151,13 @@ def _small_student(teacher: Path) -> dict[str, Any]:
     layers, vocabulary = int(config["num_hidden_layers"]), int(config["vocab_size"])
     student: dict[str, Any] = {"init": "cut", "num_layers": max(1, layers // 10)}
     return student | ({"vocabulary": 8192} if vocabulary > 4 * 8192 else {})
+
+
+def _check_draft_name(name: Any) -> None:
+    try:
+        check_name(str(name))
+    except ValueError as error:
+        raise ValueError(f"export.name: {error}") from None
 
 
 def _recipe_name(text: str) -> str:

@@ -57,11 +57,11 @@ def take_all(home: Path, url: str | None, name: str) -> list[str]:
     return done
 
 
+@pytest.mark.parametrize("count", [400, pytest.param(2000, marks=pytest.mark.slow)])
 def test_four_workers_claim_each_job_once(
-    where: tuple[Path, str | None], database: Database
+    where: tuple[Path, str | None], database: Database, count: int
 ) -> None:
     home, url = where
-    count = 2000 if url is None else 500
     first = make(database)
     with database.writing() as connection:
         row = dict(connection.execute(select(jobs)).one()._mapping)
