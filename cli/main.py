@@ -13,6 +13,7 @@ from draftsmith.cli.demo import demo
 from draftsmith.cli.distill import distill
 from draftsmith.cli.doctor import doctor
 from draftsmith.cli.evaluate import evaluate
+from draftsmith.cli.jobs import jobs
 from draftsmith.cli.keys import keys
 from draftsmith.cli.models import models
 from draftsmith.cli.serve import serve
@@ -30,6 +31,7 @@ app.add_typer(models, name="models")
 app.command()(distill)
 app.command()(evaluate)
 app.command()(serve)
+app.add_typer(jobs, name="jobs")
 app.add_typer(keys, name="keys")
 
 
