@@ -25,7 +25,6 @@ import sys
 import tempfile
 import threading
 import time
-from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -81,26 +80,31 @@ def fill(home: Path, queued: int, over: int) -> list[str]:
     return ids
 
 
-def take_all(home: Path, start: float) -> list[str]:
-    """Claim and end until nothing is left; the ids."""
+def take_all(home: Path, barrier: Any, results: Any) -> None:
+    """Claim and end until nothing is left; puts the ids, and when it began and ended."""
     leases, done = Leases(open_database(Home(home), URL), f"worker-{os.getpid()}", 60), []
-    time.sleep(max(0.0, start - time.time()))
+    barrier.wait()
+    begun = time.time()
     while (claim := leases.claim()) is not None:
         assert leases.end(claim, DONE, [Status.RUNNING])
         done.append(claim.job.id)
-    return done
+    results.put((begun, time.time(), done))
 
 
 def measure_queue(count: int, workers: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         ids = fill(home, count, 0)
-        start = time.time() + 4.0 * workers  # all have started by then
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
-            parts = [pool.submit(take_all, home, start) for _ in range(workers)]
-            done = [one for part in parts for one in part.result()]
-        seconds = time.time() - start
+        context = multiprocessing.get_context("spawn")
+        barrier, results = context.Barrier(workers), context.Queue()
+        arguments = (home, barrier, results)
+        processes = [context.Process(target=take_all, args=arguments) for _ in range(workers)]
+        for process in processes:
+            process.start()
+        begins, ends, parts = zip(*(results.get() for _ in processes), strict=True)
+        for process in processes:
+            process.join()
+    done, seconds = [one for part in parts for one in part], max(ends) - min(begins)
     assert sorted(done) == ids, "each job once"
     return {"jobs": count, "workers": workers, "claim_and_publish_per_s": round(count / seconds, 1)}
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, ScalarSelect, case, insert, select, update
+from sqlalchemy import ColumnElement, ScalarSelect, func, insert, select, update
 
 from draftsmith.server.database.clock import now
 from draftsmith.server.database.connect import Database
@@ -29,8 +29,6 @@ class Claim:
 
     job: Job
     token: str
-    lost_by: str | None
-    """The worker that let its lease run out; None when the job came from the queue."""
 
 
 @dataclass(frozen=True)
@@ -57,43 +55,45 @@ class Leases:
     def claim(self) -> Claim | None:
         """The next job: one that a dead worker left behind, else the first of the queue."""
         expired = [jobs.c.lease_expires_at < now(), jobs.c.status.in_(HELD)]
+        with self._database.reading() as connection:
+            left = connection.execute(select(jobs.c.number).where(*expired).limit(1)).one_or_none()
+        if left is not None and (claim := self._take(expired, taken_over=True)) is not None:
+            return claim
         queued = [jobs.c.status == Status.QUEUED, jobs.c.not_before <= now()]
-        with self._database.writing() as connection:
-            return self._take(connection, expired) or self._take(connection, queued)
+        return self._take(queued, taken_over=False)
 
-    def _take(
-        self, connection: Connection, conditions: Sequence[ColumnElement[bool]]
-    ) -> Claim | None:
+    def _take(self, conditions: Sequence[ColumnElement[bool]], *, taken_over: bool) -> Claim | None:
+        """One statement chooses a job and takes it, so that no two workers take the same one."""
         choice = (
-            select(jobs.c.number, jobs.c.lease_owner)
+            select(jobs.c.number)
             .where(*conditions)
             .order_by(jobs.c.priority.desc(), jobs.c.number)
             .limit(1)
             .with_for_update(skip_locked=True)  # PostgreSQL; SQLite has one writer anyway
+            .scalar_subquery()
         )
-        found = connection.execute(choice).one_or_none()
-        if found is None:
-            return None
-        token, queued = secrets.token_hex(16), jobs.c.status == Status.QUEUED
-        words = "Attempt started." if found.lease_owner is None else "Attempt taken over."
-        job = change(
-            connection,
-            [jobs.c.number == found.number],
-            NewEvent(words, data={"worker": self.worker}),
-            status=case((queued, Status.RUNNING), else_=jobs.c.status),
-            attempts=jobs.c.attempts + 1,
-            started_at=case((jobs.c.started_at.is_(None), now()), else_=jobs.c.started_at),
-            lease_token=token,
-            lease_owner=self.worker,
-            lease_expires_at=now() + self.ttl_s,
-        )
-        assert job is not None, "its row is locked"
-        if found.lease_owner is not None:
-            lost = [attempts.c.job == job.number, attempts.c.ended_at.is_(None)]
-            ended = {"ended_at": now(), "outcome": "lost"}
-            connection.execute(update(attempts).where(*lost).values(ended))
-        connection.execute(insert(attempts).values(_attempt(job, self.worker, token)))
-        return Claim(job, token, found.lease_owner)
+        token = secrets.token_hex(16)
+        words = "Attempt taken over." if taken_over else "Attempt started."
+        with self._database.writing() as connection:
+            job = change(
+                connection,
+                [jobs.c.number == choice],
+                NewEvent(words, data={"worker": self.worker}),
+                status=jobs.c.status if taken_over else Status.RUNNING,
+                attempts=jobs.c.attempts + 1,
+                started_at=func.coalesce(jobs.c.started_at, now()),
+                lease_token=token,
+                lease_owner=self.worker,
+                lease_expires_at=now() + self.ttl_s,
+            )
+            if job is None:
+                return None
+            if taken_over:
+                lost = [attempts.c.job == job.number, attempts.c.ended_at.is_(None)]
+                ended = {"ended_at": now(), "outcome": "lost"}
+                connection.execute(update(attempts).where(*lost).values(ended))
+            connection.execute(insert(attempts).values(_attempt(job, self.worker, token)))
+        return Claim(job, token)
 
     def heartbeat(self, claim: Claim) -> Job:
         """Keep the lease; returns the job as it is now, with what its user wants by now.

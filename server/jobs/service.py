@@ -27,6 +27,7 @@ from draftsmith.server.jobs.store import (
     QueueFull,
 )
 from draftsmith.server.ownership import owner_of, viewer_of
+from draftsmith.server.registry import Registry
 
 _RETRY_AFTER_S = 60
 _MAX_KEY = 255
@@ -48,7 +49,17 @@ class JobService:
 
     def plan(self, body: JobRequest) -> Plan:
         gateway = gateway_of(self.request)
-        return Composer(gateway.settings, gateway.files).plan(body, self.viewer)
+        plan = Composer(gateway.settings, gateway.files).plan(body, self.viewer)
+        self._check_name(plan.name)
+        return plan
+
+    def _check_name(self, name: str) -> None:
+        """A name that others use, or that production does, is not for everybody to move."""
+        if self.viewer is None or self.store.has_named(self.viewer, name):
+            return
+        if Registry(Home(gateway_of(self.request).settings.home)).name(name) is not None:
+            message = f"The name '{name}' belongs to somebody else's draft: choose another suffix."
+            raise ApiError(409, message, code="name_taken", param="suffix", final=True)
 
     def create(self, body: JobRequest) -> Job:
         """Accept a job; it is on the disk when this returns."""

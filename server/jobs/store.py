@@ -207,6 +207,13 @@ class JobStore:
         with self._database.reading() as connection:
             return [Attempt(**row._mapping) for row in connection.execute(query)]
 
+    def has_named(self, owner: str, name: str) -> bool:
+        """Whether a draft of this owner has got the name before."""
+        mine = [jobs.c.owner == owner, jobs.c.name == name, jobs.c.named]
+        with self._database.reading() as connection:
+            query = select(jobs.c.number).where(*mine).limit(1)
+            return connection.execute(query).one_or_none() is not None
+
     def queue_position(self, job: Job) -> int | None:
         """How many queued jobs go before this one; None when it does not wait."""
         if job.status is not Status.QUEUED:

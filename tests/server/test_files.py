@@ -15,6 +15,8 @@ import pytest
 from draftsmith.server.files.store import display_name
 from draftsmith.server.home import Home
 from draftsmith.server.keys import KeyStore
+from draftsmith.server.registry import Registry
+from tests.server.drafts import export_draft
 from tests.server.stub import StubEngine, serving, strict_client
 
 LINES = b"".join(json.dumps({"prompt": f"Say {n} words."}).encode() + b"\n" for n in range(5))
@@ -157,6 +159,13 @@ def test_each_key_sees_its_own(home: Home, tiny_target: Path) -> None:
         assert used.value.response.headers["x-should-retry"] == "false"
         assert clients[boss].fine_tuning.jobs.cancel(job.id).status == "cancelled"
         assert clients[ann].files.delete(file.id).deleted
+        version = Registry(home).register(export_draft(tiny_target, tiny_target, home.root / "d"))
+        Registry(home).set_name("production", version.id, expected=None)
+        builtin = {"model": tiny_target.name, "training_file": "draftsmith:stdlib/train"}
+        with pytest.raises(openai.ConflictError) as taken:
+            clients[ann].fine_tuning.jobs.create(**builtin, suffix="production")
+        assert taken.value.code == "name_taken"
+        assert clients[boss].fine_tuning.jobs.create(**builtin, suffix="production").id
         with pytest.raises(openai.PermissionDeniedError):
             clients[app].files.list()
         with pytest.raises(openai.PermissionDeniedError):

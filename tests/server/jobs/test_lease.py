@@ -88,7 +88,7 @@ def test_who_lost_its_lease_writes_nothing(database: Database) -> None:
     time.sleep(0.1)
     fresh = second.claim()
     assert fresh is not None
-    assert (fresh.job.id, fresh.job.attempts, fresh.lost_by) == (job.id, 2, "first")
+    assert (fresh.job.id, fresh.job.attempts, fresh.job.lease_owner) == (job.id, 2, "second")
     for write in (
         lambda: first.heartbeat(stale),
         lambda: first.tell(stale, NewEvent("x"), step=9),
