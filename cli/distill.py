@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -19,8 +17,8 @@ from draftsmith.cli.rollout_engine import run_with_engine
 from draftsmith.distill.folder import RunFolder
 from draftsmith.distill.metrics import read_metrics
 from draftsmith.distill.recipe import builtin_recipes, load_recipe
-from draftsmith.server.engine.command import preload_libraries
 from draftsmith.server.home import Home
+from draftsmith.server.jobs.trainer import trainer_command, trainer_environment
 from draftsmith.server.registry import Registry, Version
 
 
@@ -89,12 +87,10 @@ def run_distillation(
     parsed = load_recipe(recipe, overrides)  # wrong recipes fail before any model is loaded
     teacher = resolve_model(parsed.teacher.model, home)
     folder = output or home.runs / f"{parsed.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    arguments = ["--recipe", recipe, "--output", str(folder.absolute())]
+    command = trainer_command(recipe, folder.absolute(), nproc=nproc, resume=resume)
     for override in [*overrides, f"teacher.model={json.dumps(str(teacher))}"]:
-        arguments += ["--set", override]
-    if resume:
-        arguments.append("--resume")
-    command, environment = [*_launcher(nproc), *arguments], _environment()
+        command += ["--set", override]
+    environment = trainer_environment()
     if parsed.rollout.engine == "vllm":
         code = run_with_engine(command, environment, folder.absolute())
     else:
@@ -108,25 +104,6 @@ def register_draft(folder: RunFolder, home: Home) -> Version:
     """Put the draft of a finished run into the registry, under its recipe's export name."""
     recipe = json.loads(folder.recipe.read_text(encoding="utf-8"))
     return Registry(home).register(folder.draft, recipe["export"]["name"] or recipe["name"])
-
-
-def _launcher(nproc: int) -> list[str]:
-    module = ["-m", "draftsmith.distill.train"]
-    if nproc == 1:
-        return [sys.executable, *module]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
-    return [sys.executable, *torchrun, *module]
-
-
-def _environment() -> dict[str, str]:
-    # DeepSpeed compiles its communication op with ninja, which lies beside this interpreter.
-    tools = str(Path(sys.executable).parent)
-    # glibc gives large buffers back to the kernel each time; tcmalloc halves a step's time.
-    preload = [str(path) for path in preload_libraries()]
-    return os.environ | {
-        "PATH": os.pathsep.join([tools, os.environ.get("PATH", "")]),
-        "LD_PRELOAD": os.pathsep.join([*preload, os.environ.get("LD_PRELOAD", "")]).strip(":"),
-    }
 
 
 def _summary(folder: RunFolder) -> Table:

@@ -19,7 +19,11 @@ keys = typer.Typer(no_args_is_help=True, help="Make, list and revoke API keys.")
 def create(
     name: Annotated[str, typer.Argument(help="What to call the key: a user or an application.")],
     scope: Annotated[
-        Scope, typer.Option(help="`infer`: answer prompts; `admin`: everything.")
+        Scope,
+        typer.Option(
+            help="`infer`: answer prompts; `train`: files and distillation jobs; "
+            "`admin`: everything."
+        ),
     ] = "infer",
     max_concurrent: Annotated[
         int | None, typer.Option(min=1, help="Requests at a time; one more gets 429. [no limit]")

@@ -15,6 +15,7 @@ from draftsmith.cli.distill import distill
 from draftsmith.cli.doctor import doctor
 from draftsmith.cli.drafts import drafts
 from draftsmith.cli.evaluate import evaluate
+from draftsmith.cli.jobs import jobs
 from draftsmith.cli.keys import keys
 from draftsmith.cli.models import models
 from draftsmith.cli.profile import profile
@@ -37,6 +38,7 @@ app.command()(evaluate)
 app.command()(profile)
 app.command()(bench)
 app.command()(serve)
+app.add_typer(jobs, name="jobs")
 app.add_typer(keys, name="keys")
 app.add_typer(traffic, name="traffic")
 

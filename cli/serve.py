@@ -105,6 +105,13 @@ def serve(
             "[as its chat template shows]"
         ),
     ] = None,
+    worker: Annotated[
+        bool | None,
+        typer.Option(
+            "--worker/--no-worker",
+            help="Train distillation jobs beside the server. [yes]",
+        ),
+    ] = None,
     drain_timeout_s: Annotated[
         float | None,
         typer.Option("--drain-timeout", help="Seconds that running requests get at SIGTERM. [30]"),
@@ -147,6 +154,7 @@ def serve(
         enforce_eager=enforce_eager,
         plain_engine=plain_engine,
         tool_call_parser=tool_call_parser,
+        worker=worker,
         drain_timeout_s=drain_timeout_s,
     )
     run_server(settings, on_listening=lambda url: _announce(url, settings))

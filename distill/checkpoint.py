@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from draftsmith.distill import distributed
+from draftsmith.distill.folder import MARKER
 from draftsmith.distill.manifest import FileEntry, flush_to_disk, list_files
 
-MARKER = "COMPLETE.json"
 _TAG = "state"
 
 

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from draftsmith.distill.compiled import build_communication
 from draftsmith.distill.models import default_device
 
 _ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
@@ -24,6 +25,8 @@ def start_processes() -> None:
     backend = "nccl" if default_device().type == "cuda" else "gloo"
     if backend == "nccl":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    else:
+        build_communication()
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
 
 

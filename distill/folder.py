@@ -1,9 +1,12 @@
-"""The folder of a run."""
+"""The folder of a run. The server reads runs through this module; it never imports torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+
+MARKER = "COMPLETE.json"
+"""Written last into a checkpoint, with the hashes of its files."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,13 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         return self.root / "checkpoints"
+
+    def complete_checkpoints(self) -> dict[int, Path]:
+        """Folders of the checkpoints that were written to the end, by their step, in order."""
+        marked = sorted(
+            path.parent for path in self.checkpoints.glob(f"step-{'[0-9]' * 8}/{MARKER}")
+        )
+        return {int(path.name.removeprefix("step-")): path for path in marked}
 
     @property
     def initial(self) -> Path:

@@ -63,7 +63,7 @@ def load_prompts(source: str, *, split: str = "train", limit: int | None = None)
     seen: dict[str, str] = {}
     for where, default_id, row in islice(_rows(source, split), limit):
         try:
-            prompt = Prompt(*_parse(row, default_id), where)
+            prompt = Prompt(*parse_row(row, default_id), where)
         except ValueError as error:
             raise ValueError(f"{where}: {error}.") from error
         if prompt.id in seen:
@@ -179,7 +179,7 @@ def _dataset_rows(name: str, split: str) -> Iterator[Row]:
         yield f"{name}[{split}]:{number}", f"{Path(name).name}-{number}", row
 
 
-def _parse(row: Any, default_id: str) -> tuple[str, tuple[dict[str, str], ...], str | None]:
+def parse_row(row: Any, default_id: str) -> tuple[str, tuple[dict[str, str], ...], str | None]:
     """Id, messages and response of a row; errors are half sentences without the place."""
     if not isinstance(row, dict):
         raise ValueError("not a JSON object")

@@ -6,6 +6,7 @@ module is one of the two that the server imports from `distill`; it never import
 
 from __future__ import annotations
 
+import json
 import operator
 import tomllib
 from functools import reduce
@@ -100,7 +101,7 @@ def load_recipe(source: str | Path, overrides: list[str] | None = None) -> Recip
     """Read a recipe and apply overrides of the form `section.field=value`.
 
     Args:
-        source: a TOML file, or the name of a built-in recipe such as `demo`.
+        source: a TOML file, the `recipe.json` of a run, or the name of a built-in recipe.
         overrides: values are read as TOML, and as plain text where they are not TOML.
 
     Raises:
@@ -108,9 +109,13 @@ def load_recipe(source: str | Path, overrides: list[str] | None = None) -> Recip
     """
     path = _find(source)
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid TOML: {error}.") from error
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except ValueError as error:  # of either reader, or not UTF-8
+        kind = "JSON" if path.suffix == ".json" else "TOML"
+        raise ValueError(f"{path} is not valid {kind}: {error}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} does not hold a recipe.")
     content.setdefault("name", path.stem)
     for override in overrides or []:
         _apply(content, override)

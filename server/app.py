@@ -10,14 +10,21 @@ from fastapi import FastAPI
 
 from draftsmith.server import system
 from draftsmith.server.admission import Admission
+from draftsmith.server.database.connect import open_database
 from draftsmith.server.deployments import routes as deployment_routes
 from draftsmith.server.deployments.deployment import Deployment
 from draftsmith.server.deployments.event import DraftRef
 from draftsmith.server.engine.command import uses_cpu_wheel
 from draftsmith.server.engine.supervisor import Supervisor
 from draftsmith.server.errors import install_error_handlers
+from draftsmith.server.files import routes as file_routes
+from draftsmith.server.files.store import FileStore
 from draftsmith.server.gateway import Gateway
 from draftsmith.server.home import Home
+from draftsmith.server.jobs import facade
+from draftsmith.server.jobs import routes as job_routes
+from draftsmith.server.jobs.child import WorkerChild
+from draftsmith.server.jobs.store import JobStore
 from draftsmith.server.keys import KeyStore, settings_key
 from draftsmith.server.middleware import Gate
 from draftsmith.server.openai import routes
@@ -35,8 +42,8 @@ def create_app(settings: Settings) -> FastAPI:
     """The ASGI application; its engine starts in the background when the server starts it.
 
     Raises:
-        ValueError: target or draft are missing or do not belong together, or the file of keys
-            is damaged.
+        ValueError: target or draft are missing or do not belong together, the file of keys is
+            damaged, or the database cannot be used.
     """
     # A head on the target's hidden states is no model of its own: vLLM checks that it fits.
     own_model = settings.speculation_method == "draft_model"
@@ -48,10 +55,11 @@ def create_app(settings: Settings) -> FastAPI:
     plain_config, plain = settings.plain_engine_config(), None
     if plain_config is not None:
         plain = Supervisor(plain_config, home.logs / PLAIN_ENGINE_LOG, settings.start_timeout_s)
-    secret = settings.api_key
     choice = None
     if plain is not None and settings.lookahead_control == "adaptive":
         choice = EngineChoice(supervisor.step_report, plain.step_report)
+    secret, url = settings.api_key, settings.database_url
+    database = open_database(home, url.get_secret_value() if url else None)
     gateway = Gateway(
         settings=settings,
         supervisor=supervisor,
@@ -60,7 +68,10 @@ def create_app(settings: Settings) -> FastAPI:
         traffic=_traffic_log(settings, home),
         keys=KeyStore(home.keys, [settings_key(secret.get_secret_value())] if secret else []),
         admission=Admission(settings.max_in_flight, settings.max_queued, settings.max_queue_s),
+        files=FileStore(database, home),
+        jobs=JobStore(database),
     )
+    worker = WorkerChild(settings) if settings.worker else None
 
     if settings.draft is not None:
         version = None if manifest is None else version_id(manifest)
@@ -78,10 +89,14 @@ def create_app(settings: Settings) -> FastAPI:
         supervisor.launch()
         if plain is not None:
             plain.launch(after=None if uses_cpu_wheel() else supervisor)
+        if worker is not None:
+            worker.launch()
         try:
             yield
         finally:
-            await asyncio.gather(*(one.stop() for one in gateway.engines))
+            stops = [one.stop() for one in gateway.engines]
+            await asyncio.gather(*stops, *([worker.stop()] if worker else []))
+            database.close()
 
     # The interactive pages load scripts from elsewhere; /openapi.json needs nothing.
     app = FastAPI(title="Draftsmith", docs_url=None, redoc_url=None, lifespan=lifespan)
@@ -91,6 +106,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(system.router)
     app.include_router(deployment_routes.router)
     app.include_router(routes.router)
+    for router in (file_routes.router, job_routes.router, facade.router):
+        app.include_router(router)
     return app
 
 

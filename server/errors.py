@@ -27,8 +27,10 @@ class ApiError(Exception):
         code: str | None = None,
         param: str | None = None,
         retry_after_s: int | None = None,
+        final: bool = False,
         headers: dict[str, str] | None = None,
     ) -> None:
+        """`final`: the client need not try again, though it does so by itself for this status."""
         super().__init__(message)
         self.status = status
         self.message = message[:_MAX_MESSAGE]
@@ -37,6 +39,8 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
         if retry_after_s is not None:
             self.headers["retry-after"] = str(retry_after_s)
+        if final:
+            self.headers["x-should-retry"] = "false"
 
     def body(self) -> dict[str, Any]:
         kind = "server_error" if self.status >= 500 else "invalid_request_error"

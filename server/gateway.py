@@ -12,6 +12,8 @@ from draftsmith.server.admission import Admission
 from draftsmith.server.deployments.deployment import Deployment
 from draftsmith.server.engine.supervisor import EngineState, Supervisor
 from draftsmith.server.errors import ApiError
+from draftsmith.server.files.store import FileStore
+from draftsmith.server.jobs.store import JobStore
 from draftsmith.server.keys import ApiKey, KeyStore
 from draftsmith.server.metrics import Metrics
 from draftsmith.server.settings import Settings
@@ -27,6 +29,8 @@ class Gateway:
     supervisor: Supervisor
     keys: KeyStore
     admission: Admission
+    files: FileStore
+    jobs: JobStore
     plain: Supervisor | None = None
     """The engine without the draft, when one is configured."""
     choice: EngineChoice | None = None

@@ -53,6 +53,21 @@ class Home:
         return self.root / "traffic"
 
     @property
+    def database(self) -> Path:
+        """Files and jobs, where no PostgreSQL is named."""
+        return self.root / "draftsmith.sqlite"
+
+    @property
+    def files(self) -> Path:
+        """Uploaded files, named by their content."""
+        return self.root / "files"
+
+    @property
+    def jobs(self) -> Path:
+        """One folder per distillation job: its recipe, data, log and run."""
+        return self.root / "jobs"
+
+    @property
     def logs(self) -> Path:
         """What the engines print."""
         return self.root / "logs"
@@ -63,7 +78,8 @@ class Home:
         Raises:
             ValueError: a folder cannot be made or written.
         """
-        for folder in (self.models, self.runs, self.registry, self.logs):
+        folders = (self.models, self.runs, self.registry, self.files, self.jobs, self.logs)
+        for folder in folders:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:

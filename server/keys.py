@@ -19,8 +19,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-Scope = Literal["infer", "admin"]
-"""`infer`: the routes that answer prompts. `admin`: every route."""
+Scope = Literal["infer", "train", "admin"]
+"""`infer`: the routes that answer prompts. `train`: files and distillation jobs, the key's own.
+`admin`: every route, and everybody's things."""
 
 _PREFIX = "sk-draftsmith-"
 _FRESH_S = 1.0

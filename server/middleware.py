@@ -26,6 +26,10 @@ _INFERENCE_PATHS = frozenset(
 )
 
 
+_TRAINING_PREFIXES = ("/v1/files", "/v1/fine_tuning/jobs", "/v1/distillation/jobs")
+_UPLOAD_PATH = "/v1/files"
+
+
 class Gate:
     """Everything that holds for every request, whichever route takes it."""
 
@@ -54,7 +58,8 @@ class Gate:
         self._count(inference, 1)
         try:
             self._check(scope, headers)
-            await self.app(scope, self._bounded(receive), send_with_id)
+            bounded = self._bounded(receive, self._limit(scope["path"]))
+            await self.app(scope, bounded, send_with_id)
         except ApiError as error:
             await error.response()(scope, receive, send_with_id)
         except Exception:
@@ -80,8 +85,11 @@ class Gate:
         if scope["method"] != "POST":
             return
         length = headers.get("content-length", "")
-        if length.isdecimal() and int(length[:20]) > self.gateway.settings.max_body_bytes:
-            raise self._too_large()
+        if length.isdecimal() and int(length[:20]) > self._limit(scope["path"]):
+            raise self._too_large(self._limit(scope["path"]))
+        if scope["path"] == _UPLOAD_PATH:
+            self._check_origin(scope, headers)
+            return
         # Also keeps web pages out: a browser asks first before it sends this type elsewhere.
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise ApiError(
@@ -99,13 +107,23 @@ class Gate:
                 code="invalid_api_key",
                 headers={"www-authenticate": "Bearer"},
             )
-        scope: Scope = "infer" if is_inference(path) else "admin"
+        scope = scope_of(path)
         if not key.may(scope):
             message = f"This key may not use {path[:100]}: that needs the scope '{scope}'."
             raise ApiError(403, message, code="insufficient_scope")
         return key
 
-    def _bounded(self, receive: Receive) -> Receive:
+    def _check_origin(self, scope: Connection, headers: Headers) -> None:
+        """A form may be sent from any web page without asking: only a key shows who sends it."""
+        if "origin" in headers and "api_key" not in scope["state"]:
+            message = "Web pages may upload files only where the server asks for keys."
+            raise ApiError(403, message, code="origin_not_allowed")
+
+    def _limit(self, path: str) -> int:
+        settings = self.gateway.settings
+        return settings.max_file_bytes if path == _UPLOAD_PATH else settings.max_body_bytes
+
+    def _bounded(self, receive: Receive, limit: int) -> Receive:
         """Count the body as it comes: its length header may be absent or wrong."""
         taken = 0
 
@@ -113,14 +131,13 @@ class Gate:
             nonlocal taken
             message = await receive()
             taken += len(message.get("body", b""))
-            if taken > self.gateway.settings.max_body_bytes:
-                raise self._too_large()
+            if taken > limit:
+                raise self._too_large(limit)
             return message
 
         return bounded
 
-    def _too_large(self) -> ApiError:
-        limit = self.gateway.settings.max_body_bytes
+    def _too_large(self, limit: int) -> ApiError:
         return ApiError(
             413,
             f"The body is larger than {limit} bytes.",
@@ -129,8 +146,15 @@ class Gate:
         )
 
 
+def scope_of(path: str) -> Scope:
+    """What a key needs for `path`; a route that nobody listed needs `admin`."""
+    if is_inference(path):
+        return "infer"
+    training = any(path == one or path.startswith(f"{one}/") for one in _TRAINING_PREFIXES)
+    return "train" if training else "admin"
+
+
 def is_inference(path: str) -> bool:
-    """Whether the scope `infer` is enough for `path`; a route that nobody listed needs `admin`."""
     return path in _INFERENCE_PATHS or path == "/v1/models" or path.startswith("/v1/models/")
 
 

@@ -81,7 +81,7 @@ class Registry:
                 in a model, or cannot be copied (no space); nothing is registered then.
         """
         if name is not None:
-            _check_name(name)
+            check_name(name)
         _check_files(folder)
         manifest = read_manifest(folder)
         verify_files(folder, manifest)
@@ -91,7 +91,7 @@ class Registry:
             self._copy(folder, manifest, final)
         version = Version(identifier, final, manifest)
         if name is not None:
-            self._point(name, identifier)
+            self.point(name, identifier)
         return version
 
     def resolve(self, name_or_id: str) -> Version:
@@ -138,7 +138,7 @@ class Registry:
             Conflict: it is not.
             ValueError: the name is malformed or the version is not registered.
         """
-        _check_name(name)
+        check_name(name)
         if not _ID.fullmatch(version) or not (self._published / version).is_dir():
             raise ValueError(f"'{version}' is not a registered version.")
         etag = uuid.uuid4().hex
@@ -165,8 +165,8 @@ class Registry:
         if not changed:
             raise Conflict(f"There is no name '{name}' to delete, or it was changed meanwhile.")
 
-    def _point(self, name: str, version: str) -> None:
-        """`set_name` for the owner of the command line: the last call wins."""
+    def point(self, name: str, version: str) -> None:
+        """`set_name` without looking: the last call wins."""
         while True:
             current = self.name(name)
             if current is not None and current.version == version:
@@ -217,7 +217,8 @@ def _publish(copy: Path, final: Path) -> None:
             raise
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Raises ValueError unless `name` can be a name."""
     if not _NAME.fullmatch(name) or _ID.fullmatch(name):
         raise ValueError(
             f"'{name[:100]}' cannot be a name: use letters, digits, '.', '_' and '-', "

@@ -86,6 +86,16 @@ class Settings(BaseSettings):
     max_queued: Annotated[int, Field(ge=0)] = 512
     """Requests that wait for a place; one more is answered 503 with Retry-After."""
     max_queue_s: Annotated[float, Field(gt=0)] = 60.0
+    max_file_bytes: Annotated[int, Field(ge=1024)] = 512 << 20
+    """Of one upload to /v1/files."""
+    database_url: SecretStr | None = None
+    """postgresql://user:password@host/name for files and jobs; None: SQLite under home."""
+    worker: bool = True
+    """Run the worker that trains jobs beside the server."""
+    max_unfinished_jobs: Annotated[int, Field(ge=0)] = 1000
+    """Of one key; one more is answered 429."""
+    max_job_steps: Annotated[int, Field(ge=1)] = 100_000
+    max_job_runtime_s: Annotated[int, Field(ge=1)] = 7 * 24 * 3600
     api_key: SecretStr | None = None
     """A key that may do everything. When it is set, or `draftsmith keys` has made a key, every
     route but /health and /ready asks for `Authorization: Bearer <key>`."""

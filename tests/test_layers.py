@@ -15,7 +15,13 @@ LAYERS = ["kernels", "distill", "server", "cli"]
 ALLOWED = {
     "kernels": [],
     "distill": ["draftsmith.kernels"],
-    "server": ["draftsmith.distill.manifest", "draftsmith.distill.recipe"],
+    # Four modules without torch: one parser of prompts, one layout of a run's folder.
+    "server": [
+        "draftsmith.distill.folder",
+        "draftsmith.distill.manifest",
+        "draftsmith.distill.prompts",
+        "draftsmith.distill.recipe",
+    ],
     "cli": ["draftsmith.kernels", "draftsmith.distill", "draftsmith.server"],
 }
 # A web process never loads these; vLLM loads the plug-in inside its own processes.

@@ -35,7 +35,7 @@ from draftsmith.server.speculation.report import StepReport, read_step_report
 Progress = Callable[[str, float], None]
 """Called about four times a second with the stage in words and the seconds since the start."""
 
-_WATCHDOG = Path(__file__).with_name("watchdog.py")
+WATCHDOG = Path(__file__).with_name("watchdog.py")
 _MAX_PATH = 100  # of a socket: sun_path holds 108 bytes on Linux, 104 on macOS
 _SOCKET_NAME = 36  # vLLM's own sockets are named by a UUID
 _STAGES = (
@@ -123,7 +123,7 @@ class EngineProcess:
             with self.log_file.open("ab") as log:
                 self._log_start = log.tell()
                 self._watchdog = subprocess.Popen(
-                    [sys.executable, "-I", "-S", str(_WATCHDOG), *arguments, *command],
+                    [sys.executable, "-I", "-S", str(WATCHDOG), *arguments, *command],
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=log,

@@ -30,6 +30,7 @@ SMALL = {
     "DRAFTSMITH_SERVED_MODEL_NAME": MODEL,
     "DRAFTSMITH_PORT": "0",
     "DRAFTSMITH_LOOKAHEAD_CONTROL": "fixed",  # tests count proposals; it has tests of its own
+    "DRAFTSMITH_WORKER": "false",
 }
 
 

@@ -1,0 +1,108 @@
+"""The tables of files and jobs. `migrations/` makes them; a test holds the two together.
+
+Times are seconds since 1970 by the database's own clock (see `clock.py`).
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+
+metadata = MetaData()
+
+# SQLite counts up only in an INTEGER PRIMARY KEY.
+_Number = BigInteger().with_variant(Integer, "sqlite")
+
+files = Table(
+    "files",
+    metadata,
+    Column("number", _Number, primary_key=True, autoincrement=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("owner", String(64), nullable=False),  # name of an API key; "" without keys
+    Column("filename", String(255), nullable=False),
+    Column("purpose", String(32), nullable=False),
+    Column("sha256", String(64), nullable=False, index=True),
+    Column("size", BigInteger, nullable=False),
+    Column("lines", Integer, nullable=False),
+    Column("created_at", Double, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("number", _Number, primary_key=True, autoincrement=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("owner", String(64), nullable=False),
+    Column("idempotency_key", String(255)),
+    Column("body_sha256", String(64), nullable=False),
+    Column("name", String(128), nullable=False),  # what the draft will be called
+    Column("model", String(255), nullable=False),  # the target, as the user names it
+    Column("request", JSON, nullable=False),
+    Column("recipe", JSON, nullable=False),  # resolved; data are file ids or built-in sets
+    Column("folders", JSON, nullable=False),  # model folders on this machine; never shown
+    Column("labels", JSON, nullable=False),  # the user's metadata
+    Column("priority", Integer, nullable=False),
+    Column("max_runtime_s", Integer, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("phase", String(16)),
+    Column("created_at", Double, nullable=False),
+    Column("started_at", Double),
+    Column("finished_at", Double),
+    Column("not_before", Double, nullable=False),  # of a retry
+    Column("attempts", Integer, nullable=False),
+    Column("failures", Integer, nullable=False),  # in a row, without progress between them
+    Column("run_seconds", Double, nullable=False),  # of attempts that ended
+    Column("step", Integer, nullable=False),
+    Column("total_steps", Integer, nullable=False),
+    Column("trained_tokens", BigInteger, nullable=False),
+    Column("last_event", Integer, nullable=False),
+    Column("lease_token", String(32)),
+    Column("lease_owner", String(255)),
+    Column("lease_expires_at", Double),
+    Column("error", JSON),
+    Column("draft", String(64)),  # version id in the registry
+    Column("named", Boolean, nullable=False),  # the registry's name points to the draft
+    Index("jobs_queue", "status", "priority", "number"),
+    Index("jobs_leases", "lease_expires_at"),
+    Index("jobs_owner", "owner", "number"),
+    Index("jobs_idempotency", "owner", "idempotency_key", unique=True),
+    sqlite_autoincrement=True,
+)
+
+events = Table(
+    "job_events",
+    metadata,
+    Column("job", _Number, ForeignKey("jobs.number"), primary_key=True, autoincrement=False),
+    Column("seq", Integer, primary_key=True, autoincrement=False),
+    Column("created_at", Double, nullable=False),
+    Column("type", String(16), nullable=False),
+    Column("level", String(8), nullable=False),
+    Column("message", Text, nullable=False),
+    Column("data", JSON, nullable=False),
+)
+
+attempts = Table(
+    "job_attempts",
+    metadata,
+    Column("job", _Number, ForeignKey("jobs.number"), primary_key=True, autoincrement=False),
+    Column("attempt", Integer, primary_key=True, autoincrement=False),
+    Column("worker", String(255), nullable=False),
+    Column("lease_token", String(32), nullable=False, unique=True),
+    Column("started_at", Double, nullable=False),
+    Column("ended_at", Double),
+    Column("outcome", String(32)),
+    Column("exit_status", Integer),
+)

@@ -1,0 +1,129 @@
+"""`/v1/files`, as OpenAI's client uses it. Files are sets of prompts: JSONL, checked at upload."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.responses import FileResponse, Response
+
+from draftsmith.server.errors import ApiError
+from draftsmith.server.files.store import FileInUse, FileMissing, FileStore, StoredFile
+from draftsmith.server.gateway import gateway_of
+from draftsmith.server.jobs.store import uses_file
+from draftsmith.server.ownership import owner_of, viewer_of
+
+PURPOSE = "fine-tune"
+_MAX_FIELDS = 8
+router = APIRouter(prefix="/v1/files")
+
+
+@router.post("")
+async def upload(request: Request) -> dict[str, Any]:
+    """Multipart with `file` and `purpose`; the gate counts the bytes while they come."""
+    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        raise ApiError(415, "Send the file as multipart/form-data.", code="unsupported_media")
+    try:
+        async with request.form(max_files=1, max_fields=_MAX_FIELDS) as form:
+            file, purpose = form.get("file"), form.get("purpose")
+            if not isinstance(file, UploadFile):
+                raise _wrong("file", "must be a file part of the form")
+            if purpose != PURPOSE:
+                raise _wrong("purpose", f"must be '{PURPOSE}': prompts are the only files here")
+            store, name, owner = _store(request), file.filename or "", owner_of(request)
+            try:
+                kept = await run_in_threadpool(store.add, file.file, name, PURPOSE, owner)
+            except ValueError as error:
+                raise ApiError(
+                    400, f"The file is refused: {error}.", code="invalid_file", param="file"
+                ) from error
+    except HTTPException as error:
+        raise ApiError(400, "The multipart body is malformed.", code="invalid_multipart") from error
+    return view(kept)
+
+
+@router.get("")
+def list_files(
+    request: Request,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=10000)] = 1000,
+    order: Literal["asc", "desc"] = "desc",
+    purpose: str | None = None,
+) -> dict[str, Any]:
+    try:
+        found, more = _store(request).page(
+            viewer_of(request),
+            after=after,
+            limit=limit,
+            purpose=purpose,
+            oldest_first=order == "asc",
+        )
+    except FileMissing as error:
+        raise _missing(error) from error
+    return {
+        "object": "list",
+        "data": [view(one) for one in found],
+        "first_id": found[0].id if found else None,
+        "last_id": found[-1].id if found else None,
+        "has_more": more,
+    }
+
+
+@router.get("/{file_id}")
+def retrieve(request: Request, file_id: str) -> dict[str, Any]:
+    return view(_get(request, file_id))
+
+
+@router.get("/{file_id}/content")
+def content(request: Request, file_id: str) -> Response:
+    path = _store(request).path(_get(request, file_id))
+    # Never shown by a browser, whatever it holds.
+    headers = {"content-disposition": "attachment", "x-content-type-options": "nosniff"}
+    return FileResponse(path, media_type="application/octet-stream", headers=headers)
+
+
+@router.delete("/{file_id}")
+def delete(request: Request, file_id: str) -> dict[str, Any]:
+    try:
+        _store(request).delete(file_id, viewer_of(request), uses_file)
+    except FileMissing as error:
+        raise _missing(error) from error
+    except FileInUse as error:
+        raise ApiError(409, str(error), code="file_in_use", final=True) from error
+    return {"id": file_id, "object": "file", "deleted": True}
+
+
+def view(file: StoredFile) -> dict[str, Any]:
+    return {
+        "id": file.id,
+        "object": "file",
+        "bytes": file.size,
+        "created_at": int(file.created_at),
+        "filename": file.filename,
+        "purpose": file.purpose,
+        "status": "processed",
+        "sha256": file.sha256,
+        "lines": file.lines,
+    }
+
+
+def _get(request: Request, file_id: str) -> StoredFile:
+    try:
+        return _store(request).get(file_id, viewer_of(request))
+    except FileMissing as error:
+        raise _missing(error) from error
+
+
+def _store(request: Request) -> FileStore:
+    return gateway_of(request).files
+
+
+def _missing(error: FileMissing) -> ApiError:
+    return ApiError(404, str(error), code="file_not_found", param="file_id")
+
+
+def _wrong(field: str, reason: str) -> ApiError:
+    return ApiError(400, f"'{field}' {reason}.", code="invalid_value", param=field)

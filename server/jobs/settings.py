@@ -1,0 +1,29 @@
+"""The settings of a worker: environment variables `DRAFTSMITH_WORKER_*`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class WorkerSettings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="DRAFTSMITH_WORKER_", frozen=True)
+
+    lease_s: Seconds = 60.0
+    """Without a heartbeat for so long, another worker takes the job."""
+    poll_s: Seconds = 1.0
+    """Between two looks at an empty queue."""
+    grace_s: Seconds = 60.0
+    """What a trainer has to save its state, between SIGTERM and SIGKILL."""
+    stall_timeout_s: Seconds = 1800.0
+    """A trainer that writes nothing for so long is ended and tried again."""
+    backoff_s: Seconds = 30.0
+    """Before the first retry; doubled before each further one."""
+    max_retries: Annotated[int, Field(ge=0)] = 3
+    """In a row, without a training step between them."""
+    max_attempts: Annotated[int, Field(ge=1)] = 1000
+    """Of one job in all, those that a dying worker lost included."""
