@@ -45,7 +45,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     recipe = Recipe.model_validate(
         {
             "name": "benchmark",
-            "train": {"steps": 1},
+            "teacher": {"model": str(arguments.student)},
+            "train": {"steps": 1, "dtype": "bfloat16"},
             "rollout": {
                 "engine": "vllm",
                 "batch_size": arguments.batch_size,
@@ -61,7 +62,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     encoded = encode_prompts(prompts, tokenizer, recipe.data.max_prompt_tokens)
     if len(encoded) < wanted:
         raise ValueError(f"{arguments.prompts} holds {len(encoded)} prompts; give {wanted}.")
-    engine = RolloutEngine(recipe, torch.bfloat16, arguments.student)
+    engine = RolloutEngine(recipe)
     size = arguments.batch_size
 
     def in_trainer(model: Any) -> Sampler:

@@ -13,16 +13,15 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import httpx
-import torch
 from transformers import PreTrainedModel
 
 from draftsmith.distill import distributed
 from draftsmith.distill.export import write_model
 from draftsmith.distill.meeting import EngineAnswer, EngineRequest, Meeting
+from draftsmith.distill.models import torch_dtype
 from draftsmith.distill.recipe import Recipe
 from draftsmith.distill.sampling import Sampling
 
@@ -33,12 +32,8 @@ _WEIGHTS_ROUTE = "/draftsmith/weights"
 class RolloutEngine:
     """A vLLM server with the student's weights in it; each process of a run has its own object."""
 
-    def __init__(self, recipe: Recipe, dtype: torch.dtype, tokenizer: Path) -> None:
+    def __init__(self, recipe: Recipe) -> None:
         """Starts nothing: that is left to the first `generate`.
-
-        Args:
-            dtype: of the engine's weights and of its computation.
-            tokenizer: folder with the tokenizer of student and teacher.
 
         Raises:
             ValueError: the run was not started by `draftsmith distill`.
@@ -50,12 +45,12 @@ class RolloutEngine:
                 "`draftsmith distill`, or set rollout.engine = 'hf'."
             )
         self._meeting = meeting
-        self._dtype = dtype
+        self._dtype = torch_dtype(recipe.train.dtype)
         self._limit = recipe.rollout.batch_size
         self._wanted = EngineRequest(
             model=str(meeting.student),
-            tokenizer=str(tokenizer),
-            dtype=str(dtype).removeprefix("torch."),
+            tokenizer=recipe.teacher.model,  # a folder by now, and the student's tokenizer too
+            dtype=str(self._dtype).removeprefix("torch."),
             max_model_len=recipe.data.max_prompt_tokens + recipe.rollout.max_new_tokens,
             max_num_seqs=recipe.rollout.batch_size,
         )
@@ -161,13 +156,9 @@ class RolloutEngine:
                 raise _gone() from error
 
 
-def open_rollout_engine(
-    recipe: Recipe, dtype: torch.dtype, tokenizer: Path
-) -> RolloutEngine | None:
+def open_rollout_engine(recipe: Recipe) -> RolloutEngine | None:
     """None where Hugging Face samples. Raises ValueError where no engine can be had."""
-    if recipe.rollout.engine == "hf":
-        return None
-    return RolloutEngine(recipe, dtype, tokenizer)
+    return RolloutEngine(recipe) if recipe.rollout.engine == "vllm" else None
 
 
 def _request(

@@ -57,6 +57,7 @@ def train(recipe: Recipe, output: Path, *, resume: bool = False) -> RunFolder:
     Raises:
         ValueError: names what is wrong with recipe, prompts, models or disk.
     """
+    rollout_engine = open_rollout_engine(recipe)
     folder = open_run(recipe, output, resume)
     run = prepare(recipe, folder)
     heldout, heldout_given = (
@@ -73,7 +74,6 @@ def train(recipe: Recipe, output: Path, *, resume: bool = False) -> RunFolder:
     if state is not None:
         course.restore(state["objective"])
         replay.restore(state["replay"])
-    rollout_engine = open_rollout_engine(recipe, run.dtype, Path(recipe.teacher.model))
     metrics = Metrics(folder.metrics, start, enabled=distributed.is_main())
 
     def measure(step: int, label: str = "") -> Acceptance:

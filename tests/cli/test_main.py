@@ -11,7 +11,7 @@ import pytest
 from tests.cli.commands import DRAFTSMITH, draftsmith, environment, one_sentence
 from tests.tiny import make_target
 
-COMMANDS = ["doctor", "models", "distill", "evaluate", "profile", "bench", "serve", "keys", "demo"]
+COMMANDS = "doctor models drafts distill evaluate profile bench serve traffic keys demo".split()
 
 
 @pytest.fixture(scope="module")

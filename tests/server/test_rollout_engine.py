@@ -32,7 +32,12 @@ def engine(
 ) -> Iterator[RolloutEngine]:
     """A client that has met the session's engine without a draft."""
     recipe = Recipe.model_validate(
-        {"name": "r", "train": {"steps": 1}, "rollout": {"engine": "vllm", "batch_size": 16}}
+        {
+            "name": "r",
+            "teacher": {"model": str(models.target)},
+            "train": {"steps": 1, "dtype": "float32"},
+            "rollout": {"engine": "vllm", "batch_size": 16},
+        }
     )
     meeting = Meeting(tmp_path / "meeting")
     meeting.prepare()
@@ -40,7 +45,7 @@ def engine(
         monkeypatch.setenv(name, value)
     assert fleet.plain.pid is not None
     meeting.answer(EngineAnswer(socket=str(fleet.plain.socket), group=fleet.plain.pid))
-    yield RolloutEngine(recipe, torch.float32, models.target)
+    yield RolloutEngine(recipe)
     asked = meeting.asked()
     assert asked is None or asked.dtype == "float32"
     fleet.plain.resume()
@@ -111,8 +116,8 @@ def test_a_sequence_depends_on_its_own_seed_only(engine: RolloutEngine, models: 
         assert alone == [together[index]]
 
 
-def test_without_an_engine_it_is_refused(models: Models) -> None:
+def test_without_an_engine_it_is_refused() -> None:
     assert Meeting.from_environment() is None
     recipe = Recipe.model_validate({"name": "r", "train": {"steps": 1}})
     with pytest.raises(ValueError, match="start the run with `draftsmith distill`"):
-        RolloutEngine(recipe, torch.float32, models.target)
+        RolloutEngine(recipe)
