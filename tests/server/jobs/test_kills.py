@@ -109,9 +109,12 @@ def test_kills_at_random(site: Site, api: Api, kills: int) -> None:
     draw = random.Random(kills)
     count = max(2, kills // 12)
     recipe = tiny(steps=8, save_every=1, eval_every=4)
-    submitter = threading.Thread(
-        target=lambda: [api.submit(f"key-{number}", recipe) for number in range(count)]
-    )
+
+    def submit() -> None:
+        for number in range(count):
+            api.submit(f"key-{number}", recipe)
+
+    submitter = threading.Thread(target=submit)
     submitter.start()
     worker = site.work(**STUBBORN)
     with Watch(site) as watch:
