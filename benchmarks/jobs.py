@@ -117,12 +117,13 @@ def measure_api(count: int, rounds: int) -> dict[str, Any]:
         with served(home) as url, httpx.Client() as client:
             for _ in range(rounds):
                 one, other = draw.choice(ids), draw.choice(ids)
-                for kind, path, query in (
+                reads: tuple[tuple[str, str, dict[str, str]], ...] = (
                     ("retrieve", f"/{one}", {}),
-                    ("list", "", {"limit": 20, "after": other}),
-                    ("filter", "", {"limit": 20, "status": "succeeded", "metadata[team]": "a"}),
+                    ("list", "", {"limit": "20", "after": other}),
+                    ("filter", "", {"limit": "20", "status": "succeeded", "metadata[team]": "a"}),
                     ("events", f"/{one}/events", {}),
-                ):
+                )
+                for kind, path, query in reads:
                     begun = time.perf_counter()
                     answer = client.get(f"{url}/v1/distillation/jobs{path}", params=query)
                     times.setdefault(kind, []).append(1000 * (time.perf_counter() - begun))

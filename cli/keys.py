@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from rich.console import Console
@@ -19,12 +19,12 @@ keys = typer.Typer(no_args_is_help=True, help="Make, list and revoke API keys.")
 def create(
     name: Annotated[str, typer.Argument(help="What to call the key: a user or an application.")],
     scope: Annotated[
-        Scope,
+        list[str] | None,
         typer.Option(
-            help="`infer`: answer prompts; `train`: files and distillation jobs; "
-            "`admin`: everything."
+            help="`infer`: answer prompts; `train`: files and distillation jobs; `admin`: "
+            "everything. Repeatable. [infer]"
         ),
-    ] = "infer",
+    ] = None,
     max_concurrent: Annotated[
         int | None, typer.Option(min=1, help="Requests at a time; one more gets 429. [no limit]")
     ] = None,
@@ -35,7 +35,8 @@ def create(
 
         draftsmith keys create my-app --max-concurrent 8
     """
-    print(_store().create(name, [scope], max_concurrent))
+    scopes = cast(list[Scope], scope or ["infer"])  # the store refuses others
+    print(_store().create(name, scopes, max_concurrent))
 
 
 @keys.command("list")

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from draftsmith.distill.manifest import read_manifest, verify_files
 from draftsmith.server.files.store import FileMissing, FileStore
 from draftsmith.server.home import Home
@@ -60,7 +62,7 @@ class Attempt:
         """Bring the job as far as it goes; whatever happens, its row says so in the end."""
         try:
             with Heart(self._leases, self._claim) as heart:
-                self._end(self._work(heart))
+                self._end(self._work_or_fail(heart))
         except Fenced:
             _log.warning("job %s: another worker has it; nothing was written.", self._job.id)
 
@@ -70,6 +72,17 @@ class Attempt:
             wanted = _wanted(self._leases.heartbeat(self._claim).status)
             assert wanted is not None, "only cancelling and pausing change a job that is held"
             ending = wanted
+
+    def _work_or_fail(self, heart: Heart) -> Ending:
+        """A fault of ours must not end the worker, which would take the same job again."""
+        try:
+            return self._work(heart)
+        except (Fenced, SQLAlchemyError):
+            raise
+        except Exception:  # noqa: BLE001, whatever it is
+            _log.exception("job %s: the worker failed on it", self._job.id)
+            sentence = "The worker failed on this job; its log has the details."
+            return self._failed(Failure("internal_error", sentence, True))
 
     def _work(self, heart: Heart) -> Ending:
         folder = self._folder

@@ -7,10 +7,10 @@ OpenAI's six states; what is ours stands beside it, under `distillation`.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from fastapi import APIRouter, Query, Request
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from draftsmith.server.errors import ApiError
 from draftsmith.server.jobs.job import Job, Status
@@ -74,11 +74,16 @@ class FineTuningRequest(ShallowRequest):
     """OpenAI's older place for them."""
     integrations: Annotated[list[Any], Field(max_length=0)] | None = None
 
+    @model_validator(mode="after")
+    def _one_place_for_hyperparameters(self) -> Self:
+        inside = self.method.distillation if self.method else None
+        if inside and inside.hyperparameters and self.hyperparameters:
+            raise wrong_field("hyperparameters", "are given twice: leave those outside out")
+        return self
+
     def job(self) -> JobRequest:
         """The same as a native request."""
         ours = (self.method.distillation if self.method else None) or Distillation()
-        if ours.hyperparameters is not None and self.hyperparameters is not None:
-            raise wrong_field("hyperparameters", "are given twice: leave those outside out")
         return JobRequest(
             model=self.model,
             training_file=self.training_file,

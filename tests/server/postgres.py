@@ -35,16 +35,20 @@ def postgresql() -> Iterator[str]:
     try:
         if user is not None:
             os.chown(folder, user.pw_uid, user.pw_gid)
-        who = {} if user is None else {"user": user.pw_uid, "group": user.pw_gid}
+        uid, gid = (None, None) if user is None else (user.pw_uid, user.pw_gid)
         data = folder / "data"
         subprocess.run(
             [initdb, "-D", data, "-U", "draftsmith", "--auth=trust", "-E", "UTF8", "--no-sync"],
-            check=True, capture_output=True, cwd=folder, **who,
+            check=True, capture_output=True, cwd=folder, user=uid, group=gid,
         )  # fmt: skip
         # Only a socket in the folder: no port that could be taken.
         options = ["-k", str(folder), "-h", "", "-c", "fsync=off"]
         process = subprocess.Popen(
-            [server, "-D", data, *options], cwd=folder, stderr=subprocess.DEVNULL, **who
+            [str(server), "-D", str(data), *options],
+            cwd=folder,
+            stderr=subprocess.DEVNULL,
+            user=uid,
+            group=gid,
         )
         try:
             wait_until((folder / ".s.PGSQL.5432").exists, 30, "PostgreSQL listens")

@@ -7,6 +7,7 @@ import hmac
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import get_args
 
 import httpx
 import openai
@@ -16,7 +17,7 @@ from draftsmith.server import keys as keys_module
 from draftsmith.server.admission import Admission
 from draftsmith.server.errors import ApiError
 from draftsmith.server.home import Home
-from draftsmith.server.keys import ApiKey, KeyStore, settings_key
+from draftsmith.server.keys import ApiKey, KeyStore, Scope, settings_key
 from tests.cli.commands import draftsmith, one_sentence
 from tests.server.conftest import Models
 from tests.server.processes import wait_until
@@ -107,6 +108,10 @@ def test_commands(tmp_path: Path) -> None:
     listed = draftsmith(tmp_path, "keys", "list").stdout
     assert "app" in listed
     assert secret not in listed
+    both = draftsmith(tmp_path, "keys", "create", "b", "--scope", "infer", "--scope", "train")
+    key = KeyStore(Home(tmp_path).keys).find(both.stdout.strip())
+    assert key is not None
+    assert [key.may(scope) for scope in get_args(Scope)] == [True, True, False]
     assert draftsmith(tmp_path, "keys", "revoke", "app").returncode == 0
     assert "no key 'app'" in one_sentence(draftsmith(tmp_path, "keys", "revoke", "app"))
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ class Site:
     def client(self, **options: Any) -> openai.OpenAI:
         return strict_client(self.url, **options)
 
-    @property
+    @cached_property
     def store(self) -> JobStore:
         return JobStore(open_database(self.home))
 

@@ -18,7 +18,6 @@ import psutil
 import pytest
 
 from draftsmith.distill.manifest import verify_files
-from draftsmith.server.jobs.folder import JobFolder
 from tests.server.jobs.api import NAME
 from tests.server.jobs.conftest import Site, tiny
 from tests.server.processes import alive, wait_until
@@ -27,16 +26,22 @@ ROOT = Path(__file__).resolve().parents[3]
 STUBBORN = {"lease_s": "2", "grace_s": "1", "max_retries": "10000"}
 
 
-def trainers(site: Site, job_id: str) -> list[psutil.Process]:
-    """Processes of the job's attempts that train."""
-    folder, found = JobFolder.of(site.home, job_id).root, []
+def all_trainers(site: Site) -> dict[str, list[psutil.Process]]:
+    """By job: the processes of its attempts that train."""
+    found: dict[str, list[psutil.Process]] = {}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            training = "draftsmith.distill.train" in process.cmdline()
-            watchdog = any("watchdog" in one for one in process.cmdline())
-            if training and not watchdog and Path(process.cwd()) == folder:
-                found.append(process)
-    return [one for one in found if alive(one.pid)]
+            command = process.cmdline()
+            training = "draftsmith.distill.train" in command
+            if training and not any("watchdog" in one for one in command) and alive(process.pid):
+                folder = Path(process.cwd())
+                if folder.parent == site.home.jobs:
+                    found.setdefault(folder.name, []).append(process)
+    return found
+
+
+def trainers(site: Site, job_id: str) -> list[psutil.Process]:
+    return all_trainers(site).get(job_id, [])
 
 
 class Api:
@@ -91,8 +96,7 @@ class Watch:
 
     def _look(self) -> None:
         while not self._stop.wait(0.5):
-            for folder in self._site.home.jobs.iterdir():
-                self.most = max(self.most, len(trainers(self._site, folder.name)))
+            self.most = max([self.most, *map(len, all_trainers(self._site).values())])
 
 
 @pytest.fixture
@@ -107,11 +111,17 @@ def api(site: Site, tiny_target: Path) -> Iterator[Api]:
 @pytest.mark.parametrize("kills", [12, pytest.param(200, marks=pytest.mark.slow)])
 def test_kills_at_random(site: Site, api: Api, kills: int) -> None:
     draw = random.Random(kills)
-    count = max(2, kills // 12)
-    recipe = tiny(steps=8, save_every=1, eval_every=4)
-    submitter = threading.Thread(
-        target=lambda: [api.submit(f"key-{number}", recipe) for number in range(count)]
-    )
+    recipe, keys = tiny(steps=8, save_every=1, eval_every=4), list[str]()
+    over = threading.Event()
+
+    def submit() -> None:
+        """Two jobs wait or run at any time, so that each kill meets one."""
+        while not over.wait(0.2):
+            if sum(not job.over for job in site.store.page(None, limit=100)[0]) < 2:
+                keys.append(f"key-{len(keys)}")
+                api.submit(keys[-1], recipe)
+
+    submitter = threading.Thread(target=submit)
     submitter.start()
     worker = site.work(**STUBBORN)
     with Watch(site) as watch:
@@ -122,8 +132,7 @@ def test_kills_at_random(site: Site, api: Api, kills: int) -> None:
                 api.kill()
                 api.start()
             if victim in ("trainer", "all"):
-                running = [one for job in site.store.page(None, limit=100)[0]
-                           for one in trainers(site, job.id)]  # fmt: skip
+                running = [one for some in all_trainers(site).values() for one in some]
                 for process in running:
                     with contextlib.suppress(psutil.Error):
                         draw.choice([process, process.parent() or process]).kill()
@@ -131,17 +140,16 @@ def test_kills_at_random(site: Site, api: Api, kills: int) -> None:
                 worker.kill()
                 worker.wait()
                 worker = site.work(**STUBBORN)
+        over.set()
         submitter.join()
         for job in site.store.page(None, limit=100)[0]:
-            assert site.wait(job.id, timeout_s=60.0 * count)["status"] == "succeeded"
+            assert site.wait(job.id, timeout_s=180)["status"] == "succeeded"
     assert watch.most == 1, "two attempts of a job lived at a time"
 
     jobs, more = site.store.page(None, limit=100)
     assert not more
-    assert sorted(job.idempotency_key or "" for job in jobs) == sorted(
-        f"key-{number}" for number in range(count)
-    )
-    assert len({job.draft for job in jobs}) == count
+    assert sorted(job.idempotency_key or "" for job in jobs) == sorted(keys)
+    assert len({job.draft for job in jobs}) == len(keys) >= 2
     assert {one.id for one in site.registry.versions()} == {job.draft for job in jobs}
     for job in jobs:
         events = site.store.events(job, limit=10_000)[0]

@@ -15,10 +15,11 @@ from sqlalchemy import select
 
 from draftsmith.server.database.connect import Database, open_database
 from draftsmith.server.database.tables import attempts, events, jobs
+from draftsmith.server.files.store import FileMissing
 from draftsmith.server.home import Home
 from draftsmith.server.jobs.job import HELD, Job, NewEvent, Status
 from draftsmith.server.jobs.lease import Claim, Ending, Fenced, Leases
-from draftsmith.server.jobs.store import JobStore, KeyReused, NotNow, QueueFull
+from draftsmith.server.jobs.store import JobStore, KeyReused, NotNow, QueueFull, uses_file
 from tests.server.jobs.databases import DONE, RELEASED, make, new_job
 from tests.server.postgres import postgresql
 
@@ -211,3 +212,32 @@ def test_changes_that_are_not_allowed(database: Database) -> None:
     assert store.cancel(job.id, None) == before, "cancelling twice changes nothing"
     with pytest.raises(NotNow, match="cancelled"):
         store.resume(job.id, None)
+
+
+def test_what_is_looked_up_in_json(database: Database) -> None:
+    """Labels, files and evaluations lie in JSON columns, which the two databases read their way."""
+    store, leases = JobStore(database), Leases(database, "w", 60)
+    data = {"data": {"train": "file-1", "heldout": "draftsmith:stdlib/heldout"}}
+    with pytest.raises(FileMissing):
+        store.create(new_job(files=("file-1",)), most=10)
+    job = make(database, recipe=data, labels={"team": "a", "odd key": "b"})
+    make(database, labels={"team": "c"})
+    assert [one.id for one in store.page(None, labels={"team": "a", "odd key": "b"})[0]] == [job.id]
+    assert store.page(None, labels={"team": "x"})[0] == []
+    claim = leases.claim()
+    assert claim is not None
+    assert leases.last_evaluation(claim) == -1
+    for kind, step in (("evaluation", 0), ("train", 1), ("evaluation", 2), ("train", 3)):
+        event = NewEvent("x", type="metrics", data={"kind": kind, "step": step})
+        assert leases.tell(claim, event, step=step).step == step
+    assert leases.last_evaluation(claim) == 2
+    with database.reading() as connection:
+        assert uses_file(connection, "file-1")
+        assert not uses_file(connection, "file-2")
+    assert leases.end(claim, DONE, [Status.RUNNING])
+    with database.reading() as connection:
+        assert not uses_file(connection, "file-1")
+    assert [one.id for one in leases.unnamed()] == [job.id]
+    leases.set_named(leases.unnamed()[0])
+    assert leases.unnamed() == []
+    assert store.has_named("", "a")

@@ -206,6 +206,9 @@ def test_the_facade_speaks_openais_words(url: str, client: openai.OpenAI) -> Non
         ({"method": {"type": "supervised"}}, "method.type"),
         ({"method": {"type": "distillation", "distillation": {"data": {"train": "/x"}}}}, None),
         ({"integrations": [{"type": "wandb"}]}, "integrations"),
+        ({"hyperparameters": {"n_epochs": 1},
+          "method": {"type": "distillation",
+                     "distillation": {"hyperparameters": {"n_epochs": 2}}}}, "hyperparameters"),
         ({"method": {"type": "distillation", "distillation": {"colour": 1}}},
          "method.distillation.colour"),
     ):  # fmt: skip

@@ -68,7 +68,7 @@ def test_bad_data_is_not_tried_again_and_a_dead_trainer_is(site: Site, tmp_path:
         (trainer,) = trainers(site, dying)
         trainer.kill()
         wait_until(
-            lambda n=attempt: site.api.get(f"/{dying}").json()["attempts"] > n  # type: ignore[misc]
+            lambda n=attempt: site.api.get(f"/{dying}").json()["attempts"] > n
             or site.api.get(f"/{dying}").json()["status"] == "failed",
             30, "the worker notices",
         )  # fmt: skip
