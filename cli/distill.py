@@ -17,7 +17,7 @@ from rich.table import Table
 from draftsmith.cli.resolve import resolve_model
 from draftsmith.distill.folder import RunFolder
 from draftsmith.distill.metrics import read_metrics
-from draftsmith.distill.recipe import builtin_recipes, load_recipe
+from draftsmith.distill.recipe import Recipe, builtin_recipes, load_recipe
 from draftsmith.server.engine.command import preload_libraries
 from draftsmith.server.home import Home
 from draftsmith.server.registry import Registry, Version
@@ -86,17 +86,27 @@ def run_distillation(
         typer.Exit: the trainer failed; it has said why on stderr.
     """
     parsed = load_recipe(recipe, overrides)  # wrong recipes fail before any model is loaded
-    teacher = resolve_model(parsed.teacher.model, home)
     folder = output or home.runs / f"{parsed.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     arguments = ["--recipe", recipe, "--output", str(folder.absolute())]
-    for override in [*overrides, f"teacher.model={json.dumps(str(teacher))}"]:
+    for override in [*overrides, *resolved_teacher(parsed, home)]:
         arguments += ["--set", override]
     if resume:
         arguments.append("--resume")
-    code = subprocess.run([*_launcher(nproc), *arguments], env=_environment(), check=False)
+    code = subprocess.run([*_launcher(nproc), *arguments], env=trainer_environment(), check=False)
     if code.returncode:
         raise typer.Exit(code.returncode if code.returncode > 0 else 1)
     return RunFolder(folder.absolute())
+
+
+def resolved_teacher(recipe: Recipe, home: Home) -> list[str]:
+    """Overrides that put a folder in place of the teacher's name.
+
+    A store has the tokenizer and the shape of its teacher: unless a student is cut out of it, the
+    model itself need not be on this machine.
+    """
+    if recipe.teacher.stored is not None and not recipe.loads_teacher:
+        return []
+    return [f"teacher.model={json.dumps(str(resolve_model(recipe.teacher.model, home)))}"]
 
 
 def register_draft(folder: RunFolder, home: Home) -> Version:
@@ -113,7 +123,7 @@ def _launcher(nproc: int) -> list[str]:
     return [sys.executable, *torchrun, *module]
 
 
-def _environment() -> dict[str, str]:
+def trainer_environment() -> dict[str, str]:
     # DeepSpeed compiles its communication op with ninja, which lies beside this interpreter.
     tools = str(Path(sys.executable).parent)
     # glibc gives large buffers back to the kernel each time; tcmalloc halves a step's time.
