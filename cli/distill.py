@@ -99,14 +99,22 @@ def run_distillation(
 
 
 def resolved_teacher(recipe: Recipe, home: Home) -> list[str]:
-    """Overrides that put a folder in place of the teacher's name.
+    """Overrides that put folders in place of the teachers' names.
 
     A store has the tokenizer and the shape of its teacher: unless a student is cut out of it, the
     model itself need not be on this machine.
     """
     if recipe.teacher.stored is not None and not recipe.loads_teacher:
         return []
-    return [f"teacher.model={json.dumps(str(resolve_model(recipe.teacher.model, home)))}"]
+    overrides = [f"teacher.model={json.dumps(str(resolve_model(recipe.teacher.model, home)))}"]
+    if recipe.teacher.members:
+        members = [
+            one.model_dump() | {"model": str(resolve_model(one.model, home))}
+            for one in recipe.teacher.members
+        ]
+        tables = (", ".join(f"{name} = {json.dumps(one[name])}" for name in one) for one in members)
+        overrides.append(f"teacher.members=[{', '.join(f'{{{table}}}' for table in tables)}]")
+    return overrides
 
 
 def register_draft(folder: RunFolder, home: Home) -> Version:

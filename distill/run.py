@@ -101,7 +101,7 @@ def prepare(recipe: Recipe, folder: RunFolder) -> Prepared:
     check_same_vocabulary(model, student)
     _check_disk(student, recipe, folder.root)
     stops = stop_tokens(model, tokenizer)
-    teacher, target = open_teachers(recipe, store, model, tokenizer, stops)
+    teacher, target = open_teachers(recipe, store, model, tokenizer, stops, prompts.train)
     how = Answering(recipe.seed, stops, recipe.rollout.batch_size)
     answers = teacher.answers(
         folder.root / "answers-train.jsonl",

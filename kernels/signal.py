@@ -3,8 +3,8 @@
 Objectives and kernels ask a signal for the logits of some rows and never learn whether they were
 stored or are projected on demand from hidden states, which need V / H times less memory.
 
-Legend: N tokens, V vocabulary, G teacher width, K stored tokens a row, D columns of a student that
-proposes some tokens only, R rows.
+Legend: N tokens, R rows, V vocabulary, G teacher width, K stored tokens a row, M members,
+D columns of a student that proposes some tokens only.
 """
 
 from __future__ import annotations
@@ -165,7 +165,58 @@ def distinct_ids(ids_NK: Tensor, stored_NK: Tensor) -> Tensor:
     return torch.where(stored_NK, ids_NK, rank_NK + below_NK)
 
 
-Teacher = HiddenSignal | LogitsSignal | SparseSignal
+@dataclass(frozen=True)
+class MixtureSignal:
+    """Several teachers: p_n = sum_m weight_nm p_nm, a mixture of their distributions.
+
+    members: each over the N tokens, with its own width; rows of weight 0 are not read.
+    weight_NM: not negative, and 1 in sum over the M members of each row.
+    token_D: ascending token ids of the columns; None where there are all. The distribution is
+        then the mixture's given that the token is one of them, not a mixture of the members'.
+
+    A block of logits costs three [R, V] tensors in float32 however many members there are.
+    """
+
+    members: tuple[HiddenSignal, ...]
+    weight_NM: Tensor
+    token_D: Tensor | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        return self.members[0].vocab_size if self.token_D is None else len(self.token_D)
+
+    def __len__(self) -> int:
+        return self.weight_NM.shape[0]
+
+    def logits_NV(self, rows: slice) -> Tensor:
+        """Log-probabilities of the mixture, up to a constant a row."""
+        weight_RM = self.weight_NM[rows]
+        log_p_RV: Tensor | None = None
+        for member, weight_R in zip(self.members, weight_RM.unbind(-1), strict=True):
+            taught_R = weight_R > 0
+            if not taught_R.any():
+                continue
+            hidden_RG = member.hidden_NG[rows][taught_R]
+            part_RV = HiddenSignal(hidden_RG, member.head_VG, member.bias_V, member.softcap)
+            log_part_RV = part_RV.logits_NV(slice(None)).log_softmax(-1)
+            log_part_RV += weight_R[taught_R].log()[:, None]
+            if log_p_RV is None:
+                log_p_RV = log_part_RV.new_full((len(weight_R), log_part_RV.shape[1]), -torch.inf)
+            log_p_RV[taught_R] = torch.logaddexp(log_p_RV[taught_R], log_part_RV)
+        assert log_p_RV is not None, "every row has a teacher"
+        return log_p_RV if self.token_D is None else log_p_RV.index_select(-1, self.token_D)
+
+    def select(self, keep_N: Tensor) -> MixtureSignal:
+        members = tuple(member.select(keep_N) for member in self.members)
+        return MixtureSignal(members, self.weight_NM[keep_N], self.token_D)
+
+    def restrict(self, token_D: Tensor) -> MixtureSignal:
+        """The distribution given that the token is one of the ascending ids `token_D`."""
+        assert self.token_D is None, "restricted once"
+        return MixtureSignal(self.members, self.weight_NM, token_D)
+
+
+Teacher = HiddenSignal | LogitsSignal | SparseSignal | MixtureSignal
 
 
 def at_least_float32(logits_NV: Tensor) -> Tensor:

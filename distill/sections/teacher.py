@@ -32,6 +32,18 @@ class RemoteSection(Section):
     """Environment variable that holds the server's API key."""
 
 
+class MemberSection(Section):
+    """One of several teachers, with the target's vocabulary."""
+
+    model: str
+    """As teacher.model; that one may be a member too, and is then loaded once."""
+    dtype: DType = "auto"
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
+    """Of its distribution in the mixture; only the ratios count."""
+    prompts: str = "*"
+    """Shell pattern of the ids of the prompts that it teaches, such as `math-*`."""
+
+
 class ReliableSection(Section):
     """FIRST (arXiv 2408.12168): only the most likely tokens teach; see `kernels.reliable`."""
 
@@ -82,6 +94,8 @@ class TeacherSection(Section):
     remote: RemoteSection | None = None
     """A server that answers the prompts and gives the signals; `model` is then only read for its
     tokenizer, its shape and its fingerprint."""
+    members: tuple[MemberSection, ...] = ()
+    """Several teachers, mixed or chosen by prompt; `model` still answers the prompts."""
     reliable: ReliableSection | None = None
     """Keep the reliable part of the signal only."""
     privacy: PrivacySection | None = None
@@ -100,4 +114,6 @@ class TeacherSection(Section):
     def _one_origin(self) -> Self:
         if self.stored is not None and self.remote is not None:
             raise ValueError("give either stored or remote, not both")
+        if self.members and not self.is_live:
+            raise ValueError("members run in the training process: leave out stored and remote")
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from draftsmith.distill.teacher.ensemble import EnsembleTeacher
 from draftsmith.distill.teacher.live import LiveTeacher
 from draftsmith.distill.teacher.opening import load_teacher, open_store, open_teachers
 from draftsmith.distill.teacher.protocol import Teacher
@@ -11,6 +12,7 @@ from draftsmith.distill.teacher.stored import StoredTeacher
 from draftsmith.distill.teacher.transforms import Transforms
 
 __all__ = [
+    "EnsembleTeacher",
     "LiveTeacher",
     "RemoteTeacher",
     "SignalStore",

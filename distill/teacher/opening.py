@@ -7,9 +7,12 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from draftsmith.distill.manifest import target_identity
+from draftsmith.distill.answers import EncodedPrompt
+from draftsmith.distill.manifest import target_identity, tokenizer_fingerprint
 from draftsmith.distill.models import default_device, load_model, load_shape, torch_dtype
 from draftsmith.distill.recipe import Recipe
+from draftsmith.distill.sections.teacher import MemberSection
+from draftsmith.distill.teacher.ensemble import EnsembleTeacher, member_weights
 from draftsmith.distill.teacher.live import LiveTeacher
 from draftsmith.distill.teacher.protocol import Teacher
 from draftsmith.distill.teacher.remote import RemoteTeacher
@@ -55,25 +58,46 @@ def open_teachers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     stop_tokens: Sequence[int],
+    prompts: Sequence[EncodedPrompt],
 ) -> tuple[Teacher, Teacher]:
     """(teacher, target): who gives the signals that are trained on, and whom the student is for.
 
     Args:
         model: as `load_teacher` gave it.
+        prompts: that are trained on.
 
     Raises:
-        ValueError: a server is not the one that the recipe asks for.
+        ValueError: a server is not the one that the recipe asks for, or a member of several
+            teachers does not fit.
     """
     if store is not None:
         device = default_device()
         return StoredTeacher(store, "train", device), StoredTeacher(store, "heldout", device)
-    target: Teacher
     if recipe.teacher.remote is not None:
         vocab_size = model.config.vocab_size
-        target = RemoteTeacher(recipe.teacher.remote, tokenizer, vocab_size, default_device())
-    else:
-        target = LiveTeacher(model, stop_tokens[0])
-    return target, target
+        remote = RemoteTeacher(recipe.teacher.remote, tokenizer, vocab_size, default_device())
+        return remote, remote
+    target = LiveTeacher(model, stop_tokens[0])
+    if not recipe.teacher.members:
+        return target, target
+    members = [_member(one, recipe, target, stop_tokens[0]) for one in recipe.teacher.members]
+    return EnsembleTeacher(target, members, member_weights(prompts, recipe.teacher.members)), target
+
+
+def _member(
+    section: MemberSection, recipe: Recipe, target: LiveTeacher, pad_token: int
+) -> LiveTeacher:
+    if (section.model, section.dtype) == (recipe.teacher.model, recipe.teacher.dtype):
+        return target
+    folder, vocab_size = Path(section.model).expanduser(), target.model.config.vocab_size
+    model = load_model(folder, torch_dtype(section.dtype)).to(default_device())
+    ours = tokenizer_fingerprint(Path(recipe.teacher.model))
+    if model.config.vocab_size != vocab_size or tokenizer_fingerprint(folder) != ours:
+        raise ValueError(
+            f"teacher.members: {folder} has another vocabulary than teacher.model: all teachers "
+            "need the same tokens."
+        )
+    return LiveTeacher(model, pad_token)
 
 
 def _check_same_model(store: SignalStore, folder: Path) -> None:

@@ -11,7 +11,14 @@ from torch import Tensor
 from draftsmith.kernels.linear import fused_linear_divergence
 from draftsmith.kernels.privacy import private_signal
 from draftsmith.kernels.reliable import reliable_signal
-from draftsmith.kernels.signal import HiddenSignal, LogitsSignal, SparseSignal, distinct_ids
+from draftsmith.kernels.signal import (
+    HiddenSignal,
+    LogitsSignal,
+    MixtureSignal,
+    SparseSignal,
+    Teacher,
+    distinct_ids,
+)
 from draftsmith.kernels.top_k import top_k_signal
 
 N, V, H = 6, 23, 5
@@ -22,7 +29,7 @@ def teacher(scale: float = 2.0) -> LogitsSignal:
     return LogitsSignal(scale * torch.randn(N, V, dtype=torch.float64, generator=generator))
 
 
-def log_p(signal: LogitsSignal | HiddenSignal | SparseSignal) -> Tensor:
+def log_p(signal: Teacher) -> Tensor:
     return signal.logits_NV(slice(None)).log_softmax(-1)
 
 
@@ -218,3 +225,78 @@ def test_settings_out_of_range_are_refused(mass: float) -> None:
         private_signal(teacher(), torch.ones(N), range(N), temperature=0.5)
     with pytest.raises(ValueError, match="must be positive"):
         top_k_signal(teacher(), 0)
+
+
+def members(count: int, width: int = 4) -> list[HiddenSignal]:
+    generator = torch.Generator().manual_seed(9)
+    return [
+        HiddenSignal(
+            torch.randn(N, width + index, dtype=torch.float64, generator=generator),
+            torch.randn(V, width + index, dtype=torch.float64, generator=generator),
+        )
+        for index in range(count)
+    ]
+
+
+WEIGHTS = torch.tensor(
+    [[0.2, 0.3, 0.5], [1, 0, 0], [0, 0.5, 0.5], [0, 1, 0], [0.2, 0.3, 0.5], [0, 0, 1]],
+    dtype=torch.float64,
+)
+
+
+def mixture() -> tuple[MixtureSignal, Tensor]:
+    """The signal, and its probabilities by the definition."""
+    parts = members(3)
+    p_NV = sum(WEIGHTS[:, index, None] * log_p(part).exp() for index, part in enumerate(parts))
+    assert isinstance(p_NV, Tensor)
+    return MixtureSignal(tuple(parts), WEIGHTS), p_NV
+
+
+@pytest.mark.parametrize("token_D", [None, [0, 3, 4, 9, 22]])
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "tvd"])
+def test_a_mixture_is_one_teacher_in_probability_space(
+    divergence: str, token_D: list[int] | None
+) -> None:
+    """Rows of weight 0, members chosen by row, and a small vocabulary; value and gradients."""
+    signal, p_NV = mixture()
+    columns = torch.arange(V) if token_D is None else torch.tensor(token_D)
+    restricted = signal if token_D is None else signal.restrict(columns)
+    torch.testing.assert_close(
+        log_p(restricted).exp(), p_NV[:, columns] / p_NV[:, columns].sum(-1, keepdim=True)
+    )
+    dense = LogitsSignal(p_NV.log()[:, columns])
+    hidden_NH, head_VH = student()
+    head_DH = head_VH[columns]
+    weight_N = torch.tensor([0.5, 1.0, 0.0, 2.0, 1.0, 1.0], dtype=torch.float64)
+    results = []
+    for teacher_ in (restricted, dense):
+        hidden, head = hidden_NH.clone().requires_grad_(), head_DH.clone().requires_grad_()
+        loss, loss_N = fused_linear_divergence(
+            hidden, head, teacher_, weight_N, divergence=divergence, chunk_bytes=8 * V * 2 * 4
+        )
+        results.append((loss_N, *torch.autograd.grad(loss, (hidden, head))))
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_a_mixture_of_one_is_its_member() -> None:
+    (alone,) = members(1)
+    signal = MixtureSignal((alone,), torch.ones(N, 1, dtype=torch.float64))
+    torch.testing.assert_close(log_p(signal), log_p(alone))
+    few = top_k_signal(signal, 3)
+    torch.testing.assert_close(few.log_p_NK, top_k_signal(alone, 3).log_p_NK)
+
+
+@pytest.mark.parametrize(
+    ("signal", "message"),
+    [
+        (MixtureSignal(tuple(members(2)), WEIGHTS), "a column for each member"),
+        (
+            MixtureSignal((members(1)[0], members(1)[0].restrict(torch.arange(3))), WEIGHTS[:, :2]),
+            "the same vocabulary",
+        ),
+    ],
+)
+def test_wrong_mixtures_are_refused(signal: MixtureSignal, message: str) -> None:
+    hidden_NH, head_VH = student()
+    with pytest.raises(ValueError, match=message):
+        fused_linear_divergence(hidden_NH, head_VH, signal, torch.ones(N), divergence="tvd")
