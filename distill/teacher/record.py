@@ -89,9 +89,14 @@ def record(
 
     Raises:
         ValueError: the store is there already, another one was begun there, the disk has no room
-            for it, or the model or the prompts cannot be used.
+            for it, the model or the prompts cannot be used, or the recipe has other teachers.
     """
     folder = Path(recipe.teacher.model)
+    if recipe.teacher.remote is not None or recipe.teacher.members:
+        raise ValueError(
+            "teacher: a recording is that of teacher.model in this process: leave out remote and "
+            "members."
+        )
     if output.exists():
         raise ValueError(f"{output} exists already: choose another --output.")
     tokenizer = load_tokenizer(folder)

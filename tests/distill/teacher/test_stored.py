@@ -164,6 +164,8 @@ def test_what_cannot_be_recorded_is_refused(tiny_target: Path, tmp_path: Path) -
         record(recipe_of(tiny_target), tmp_path / "there")
     with pytest.raises(ValueError, match="bytes free, but the signals may take"):
         record(recipe_of(tiny_target, rollout__max_new_tokens=10**12), tmp_path / "large")
+    with pytest.raises(ValueError, match="leave out remote and members"):
+        record(recipe_of(tiny_target, teacher__remote__url="http://x"), tmp_path / "remote")
     assert [one.name for one in tmp_path.iterdir()] == ["there"]
 
 
