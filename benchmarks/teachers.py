@@ -47,7 +47,7 @@ def main() -> None:
             record(recipe(options), folder, format=name, top_k=options.top_k)
             seconds[name] = time.perf_counter() - began
         opened = {name: SignalStore.open(folder) for name, folder in stores.items()}
-        texts = [text for text in opened["hidden"].texts() if text.part == "train"]
+        texts = [text for text in opened["hidden"].texts if text.part == "train"]
         examples = [Example(text.prompt, text.response, "recorded") for text in texts]
         model = load_model(options.target, torch_dtype("auto")).to(default_device())
         device = default_device()

@@ -19,6 +19,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -125,6 +126,7 @@ class SignalStore:
     def model_folder(self) -> Path:
         return self.folder / MODEL_FOLDER
 
+    @cached_property
     def texts(self) -> list[StoredText]:
         return [
             StoredText(one["part"], tuple(one["prompt"]), tuple(one["response"]), one["shard"],
@@ -132,6 +134,7 @@ class SignalStore:
             for one in self._lines(TEXTS_NAME)
         ]  # fmt: skip
 
+    @cached_property
     def answers(self) -> list[StoredAnswers]:
         return [
             StoredAnswers(one["part"], one["id"], tuple(one["prompt"]),
@@ -139,6 +142,7 @@ class SignalStore:
             for one in self._lines(ANSWERS_NAME)
         ]  # fmt: skip
 
+    @cached_property
     def head_VG(self) -> Tensor:
         self._check(HEAD_NAME)
         return load_file(self.folder / HEAD_NAME)["head"]

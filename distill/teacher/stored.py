@@ -26,14 +26,14 @@ class StoredTeacher:
     def __init__(self, store: SignalStore, part: Part, device: torch.device) -> None:
         self.store, self.device = store, device
         self._texts = {
-            (text.prompt, text.response): text for text in store.texts() if text.part == part
+            (text.prompt, text.response): text for text in store.texts if text.part == part
         }
         self._answers = {
-            (one.id, one.prompt): one.answers for one in store.answers() if one.part == part
+            (one.id, one.prompt): one.answers for one in store.answers if one.part == part
         }
         self._head_VG: Tensor | None = None
         if store.manifest.format == "hidden":
-            self._head_VG = store.head_VG().to(device)
+            self._head_VG = store.head_VG.to(device)
 
     def answers(
         self,

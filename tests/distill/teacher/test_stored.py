@@ -111,7 +111,7 @@ def test_the_stored_tokens_are_the_most_likely_ones_and_the_texts_own(
     store = SignalStore.open(tmp_path / "store")
     model = load_model(tiny_target, torch.float32)
     seen = set()
-    for text in store.texts():
+    for text in store.texts:
         if (text.part, len(text.response)) in seen:
             continue
         seen.add((text.part, len(text.response)))
@@ -203,7 +203,7 @@ def test_a_damaged_or_missing_store_is_refused(
     with pytest.raises(ValueError, match="holds no recorded signals"):
         SignalStore.open(tmp_path)
     store = SignalStore.open(hidden)
-    text = store.texts()[-1]
+    text = store.texts[-1]
     shard = hidden / f"signals-{text.shard:05d}.safetensors"
     content = shard.read_bytes()
     flipped = content[:-1] + bytes([content[-1] ^ 1])
