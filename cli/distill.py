@@ -16,7 +16,7 @@ from draftsmith.cli.resolve import resolve_model
 from draftsmith.cli.rollout_engine import run_with_engine
 from draftsmith.distill.folder import RunFolder
 from draftsmith.distill.metrics import read_metrics
-from draftsmith.distill.recipe import builtin_recipes, load_recipe
+from draftsmith.distill.recipe import Recipe, builtin_recipes, load_recipe
 from draftsmith.server.home import Home
 from draftsmith.server.jobs.trainer import trainer_command, trainer_environment
 from draftsmith.server.registry import Registry, Version
@@ -85,10 +85,9 @@ def run_distillation(
         typer.Exit: the trainer failed; it has said why on stderr.
     """
     parsed = load_recipe(recipe, overrides)  # wrong recipes fail before any model is loaded
-    teacher = resolve_model(parsed.teacher.model, home)
     folder = output or home.runs / f"{parsed.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     command = trainer_command(recipe, folder.absolute(), nproc=nproc, resume=resume)
-    for override in [*overrides, f"teacher.model={json.dumps(str(teacher))}"]:
+    for override in [*overrides, *resolved_teacher(parsed, home)]:
         command += ["--set", override]
     environment = trainer_environment()
     if parsed.rollout.engine == "vllm":
@@ -98,6 +97,25 @@ def run_distillation(
     if code:
         raise typer.Exit(code if code > 0 else 1)
     return RunFolder(folder.absolute())
+
+
+def resolved_teacher(recipe: Recipe, home: Home) -> list[str]:
+    """Overrides that put folders in place of the teachers' names.
+
+    A store has the tokenizer and the shape of its teacher: unless a student is cut out of it, the
+    model itself need not be on this machine.
+    """
+    if recipe.teacher.stored is not None and not recipe.loads_teacher:
+        return []
+    overrides = [f"teacher.model={json.dumps(str(resolve_model(recipe.teacher.model, home)))}"]
+    if recipe.teacher.members:
+        members = [
+            one.model_dump() | {"model": str(resolve_model(one.model, home))}
+            for one in recipe.teacher.members
+        ]
+        tables = (", ".join(f"{name} = {json.dumps(one[name])}" for name in one) for one in members)
+        overrides.append(f"teacher.members=[{', '.join(f'{{{table}}}' for table in tables)}]")
+    return overrides
 
 
 def register_draft(folder: RunFolder, home: Home) -> Version:

@@ -20,6 +20,7 @@ from draftsmith.cli.keys import keys
 from draftsmith.cli.models import models
 from draftsmith.cli.profile import profile
 from draftsmith.cli.serve import serve
+from draftsmith.cli.teacher import teacher
 from draftsmith.cli.traffic import traffic
 
 app = typer.Typer(
@@ -34,6 +35,7 @@ app.command()(doctor)
 app.add_typer(models, name="models")
 app.add_typer(drafts, name="drafts")
 app.command()(distill)
+app.add_typer(teacher, name="teacher")
 app.command()(evaluate)
 app.command()(profile)
 app.command()(bench)

@@ -11,12 +11,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from transformers import PreTrainedModel
-
 from draftsmith.distill import distributed
 from draftsmith.distill.draws import draw_bits
 from draftsmith.distill.progress import track
-from draftsmith.distill.sampling import Sampling, generate
+from draftsmith.distill.sampling import Generate, Sampling
 
 
 @dataclass(frozen=True)
@@ -37,20 +35,29 @@ class Answer:
     tokens: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Answering:
+    """How prompts are answered. `batch_size` changes speed, not what is sampled."""
+
+    seed: int
+    stop_tokens: Sequence[int]
+    batch_size: int
+
+
 def record_answers(
     path: Path,
-    teacher: PreTrainedModel,
+    generate: Generate,
     prompts: Sequence[EncodedPrompt],
     samplings: Sequence[Sampling],
-    *,
-    seed: int,
-    stop_tokens: Sequence[int],
-    batch_size: int,
+    how: Answering,
     label: str,
 ) -> list[list[Answer]]:
     """Answers of the teacher to each prompt, one for each sampling; read from `path` if there.
 
     Prompts that carry an answer of their own keep it as their only one.
+
+    Args:
+        generate: of the teacher.
     """
     if not path.is_file():
         wanted = [
@@ -60,7 +67,7 @@ def record_answers(
             if prompt.answer is None
         ]
         mine = wanted[distributed.rank() :: distributed.world_size()]
-        written = _generate(teacher, prompts, samplings, mine, seed, stop_tokens, batch_size, label)
+        written = _generate(generate, prompts, samplings, mine, how, label)
         given = [
             Answer(index, 0, prompt.answer)
             for index, prompt in enumerate(prompts)
@@ -75,13 +82,11 @@ def record_answers(
 
 
 def _generate(
-    teacher: PreTrainedModel,
+    generate: Generate,
     prompts: Sequence[EncodedPrompt],
     samplings: Sequence[Sampling],
     wanted: Sequence[tuple[int, int]],
-    seed: int,
-    stop_tokens: Sequence[int],
-    batch_size: int,
+    how: Answering,
     label: str,
 ) -> list[Answer]:
     answers: list[Answer] = []
@@ -89,12 +94,11 @@ def _generate(
         for sample, sampling in enumerate(samplings):
             chosen = [index for index, number in wanted if number == sample]
             responses = generate(
-                teacher,
                 [prompts[index].tokens for index in chosen],
-                [draw_bits(seed, "answer", prompts[index].id, sample) for index in chosen],
+                [draw_bits(how.seed, "answer", prompts[index].id, sample) for index in chosen],
                 sampling,
-                stop_tokens=stop_tokens,
-                batch_size=batch_size,
+                stop_tokens=how.stop_tokens,
+                batch_size=how.batch_size,
                 on_batch=bar.advance,
             )
             answers += [

@@ -29,6 +29,7 @@ from draftsmith.kernels.block_rule import block_survival_TS
 from draftsmith.kernels.expected_calls import expected_calls
 from draftsmith.kernels.pair_stats import PairStats, pair_stats
 from draftsmith.kernels.signal import HiddenSignal
+from draftsmith.kernels.signal import Teacher as Signal
 
 
 class Acceptance(BaseModel):
@@ -83,17 +84,17 @@ class HeldOut:
     """Held-out answers of the target with its signal, computed once."""
 
     batches: list[Batch]
-    signals: list[HiddenSignal]
+    signals: list[Signal]
 
 
 def prepare_heldout(
     teacher: Teacher, examples: Sequence[Example], pad_token: int, batch_size: int
 ) -> HeldOut:
-    """This process's share of the examples, with the teacher's hidden states."""
+    """This process's share of the examples, with the teacher's signal."""
     mine = examples[distributed.rank() :: distributed.world_size()]
     parts = [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
     return HeldOut(
-        [make_batch(part, pad_token, teacher.model.device) for part in parts],
+        [make_batch(part, pad_token, teacher.device) for part in parts],
         [teacher.signal(part, torch.float32) for part in parts],
     )
 
@@ -135,7 +136,7 @@ def evaluate(
 def _pair_stats(
     student: PreTrainedModel,
     batch: Batch,
-    signal: HiddenSignal,
+    signal: Signal,
     temperature: float,
     top_p: float,
 ) -> PairStats:

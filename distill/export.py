@@ -15,6 +15,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from draftsmith.distill.manifest import (
     Manifest,
+    TargetIdentity,
     list_files,
     target_identity,
     write_draft_vocabulary,
@@ -33,8 +34,11 @@ def export_draft(
     recipe: Recipe,
     output: Path,
     evaluation: dict[str, Any],
+    target: TargetIdentity | None = None,
 ) -> Manifest:
     """Write weights, config, the teacher's tokenizer and `manifest.json` into `output`.
+
+    `target` is the teacher's identity; by default it is taken from the weights in its folder.
 
     An earlier export in `output` is replaced.
     """
@@ -42,7 +46,7 @@ def export_draft(
     shutil.rmtree(partial, ignore_errors=True)
     write_model(student, partial, torch_dtype(recipe.export.dtype))
     load_tokenizer(teacher_folder).save_pretrained(partial)
-    target = target_identity(teacher_folder)
+    target = target or target_identity(teacher_folder)
     resolved = recipe.model_copy(
         update={"teacher": recipe.teacher.model_copy(update={"model": target.name})}
     )

@@ -19,13 +19,14 @@ from torch import Tensor
 from draftsmith.distill.batch import Batch, Example
 from draftsmith.distill.objectives import Charge
 from draftsmith.kernels.linear import fused_linear_divergence
-from draftsmith.kernels.signal import HiddenSignal, SparseSignal
+from draftsmith.kernels.signal import SparseSignal
+from draftsmith.kernels.signal import Teacher as Signal
 
 
 def charged_loss(
     hidden_NH: Tensor,
     head_DH: Tensor,
-    signal: HiddenSignal | None,
+    signal: Signal | None,
     label_N: Tensor,
     charge: Charge,
     weight_N: Tensor,

@@ -13,11 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import GENERATION_CONFIG_NAME
 from transformers.utils import logging as transformers_logging
 
 # Fields of a config that change logits after the head; the chunked head does not know them.
@@ -72,6 +75,23 @@ def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
         if getattr(model.config, field, None) not in (None, 1, 1.0):
             raise ValueError(f"{folder} sets {field} in its config, which is not supported yet.")
     return model.eval()
+
+
+def load_shape(folder: Path) -> PreTrainedModel:
+    """A model without weights, on the meta device, for its configuration.
+
+    Raises:
+        ValueError: the folder holds no configuration of a known model.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{folder} describes no known model: {_first_line(error)}") from error
+    if (folder / GENERATION_CONFIG_NAME).is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -21,7 +21,7 @@ from draftsmith.distill.models import (
 )
 from draftsmith.distill.sections import EvaluateSection
 from draftsmith.distill.student import check_same_vocabulary
-from draftsmith.distill.teacher import Teacher
+from draftsmith.distill.teacher import LiveTeacher
 from draftsmith.distill.vocabulary import restrict_head
 
 _SEQUENCES_AT_A_TIME = 8
@@ -33,7 +33,7 @@ Tokens = Sequence[int]
 class OfflineTarget:
     """A target with its own answers to some prompts."""
 
-    teacher: Teacher
+    teacher: LiveTeacher
     prompts: Sequence[Tokens]
     answers: Sequence[Tokens]
     pad_token: int
@@ -46,7 +46,7 @@ class OfflineTarget:
         quiet_libraries()
         model = load_model(folder, torch_dtype("auto")).to(default_device())
         pad_token = stop_tokens(model, load_tokenizer(folder))[0]
-        return cls(Teacher(model, pad_token), prompts, answers, pad_token)
+        return cls(LiveTeacher(model, pad_token), prompts, answers, pad_token)
 
     def acceptance(
         self, drafts: Mapping[str, Path], section: EvaluateSection

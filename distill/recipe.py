@@ -70,6 +70,35 @@ class Recipe(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _teacher_knows_the_text(self) -> Self:
+        if not self.objective.uses_teacher:
+            return self
+        if self.teacher.remote is not None and self.objective.divergence_temperature != 1:
+            raise ValueError(
+                "objective.temperature: a server gives log-probabilities at temperature 1 only: "
+                "leave it out"
+            )
+        reliable, divergence = self.teacher.reliable, getattr(self.objective, "divergence", "")
+        if reliable is not None and not reliable.tail and divergence == "reverse_kl":
+            raise ValueError(
+                "teacher.reliable.tail: reverse_kl is infinite outside of the kept tokens: set it "
+                "to true, or choose another objective.divergence"
+            )
+        if self.teacher.stored is None:
+            return self
+        advice = "a stored teacher has signals on recorded text only"
+        if self.student_fraction > 0:
+            raise ValueError(f"rollout.student_fraction: {advice}: set it to 0 or leave it out")
+        if self.objective.schedules_student_text:
+            raise ValueError(f"objective.schedule: {advice}: choose 'fixed'")
+        return self
+
+    @property
+    def loads_teacher(self) -> bool:
+        """Whether the weights of teacher.model are needed at all."""
+        return self.teacher.is_live or self.student.init == "cut"
+
     @property
     def needs_given_responses(self) -> bool:
         """Whether every training prompt must come with a response."""
@@ -84,7 +113,7 @@ class Recipe(Section):
         """Share of on-policy responses; an adaptive schedule may replace it."""
         if self.rollout.student_fraction is not None:
             return self.rollout.student_fraction
-        if self.objective.text != "any":
+        if self.objective.text != "any" or self.teacher.stored is not None:
             return 0.0
         return min(DEFAULT_STUDENT_FRACTION, 1 - self.rollout.given_fraction)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -51,8 +51,16 @@ def _suggestion(where: list[str], content: dict[str, Any], model: Any) -> str:
     if sections == ["objective"]:
         return _suggestion_for_objective(field, objective_name(content["objective"]))
     for section in sections:
-        model = model.model_fields[section].annotation
+        if section.isdigit():
+            continue  # a place in a list
+        model = _section_in(model.model_fields[section].annotation)
     return _nearest(field, model.model_fields)
+
+
+def _section_in(annotation: Any) -> Any:
+    """The section that a field holds: itself, `Section | None` or `list[Section]`."""
+    inside = [one for one in get_args(annotation) if one is not type(None)]
+    return inside[0] if inside else annotation
 
 
 def _suggestion_for_objective(field: str, name: str) -> str:

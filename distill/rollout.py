@@ -34,6 +34,22 @@ def teacher_samplings(section: RolloutSection) -> list[Sampling]:
     return [greedy] + [student_sampling(section)] * (section.answers_per_prompt - 1)
 
 
+def serving_sampling(recipe: Recipe) -> Sampling:
+    """How the target is going to be sampled, and so how held-out answers are."""
+    section = recipe.evaluate
+    return Sampling(recipe.rollout.max_new_tokens, section.temperature, section.top_p)
+
+
+def heldout_examples(
+    prompts: Sequence[EncodedPrompt], answers: Sequence[Sequence[Answer]]
+) -> list[Example]:
+    """The target's one answer to each held-out prompt."""
+    return [
+        Example(prompt.tokens, answer.tokens, "recorded")
+        for prompt, (answer, *_) in zip(prompts, answers, strict=True)
+    ]
+
+
 def recorded_examples(
     prompts: Sequence[EncodedPrompt], answers: Sequence[Sequence[Answer]]
 ) -> list[Example]:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from draftsmith.distill import distributed
-from draftsmith.distill.answers import Answer, EncodedPrompt, record_answers
+from draftsmith.distill.answers import Answer, Answering, EncodedPrompt
 from draftsmith.distill.batch import Example
 from draftsmith.distill.folder import RunFolder
-from draftsmith.distill.manifest import read_draft_vocabulary
+from draftsmith.distill.manifest import TargetIdentity, read_draft_vocabulary, target_identity
 from draftsmith.distill.models import (
     count_parameters,
     default_device,
@@ -24,12 +22,18 @@ from draftsmith.distill.models import (
     stop_tokens,
     torch_dtype,
 )
-from draftsmith.distill.prompts import Prompt, encode_prompts, load_prompts
 from draftsmith.distill.recipe import Recipe
-from draftsmith.distill.rollout import teacher_samplings
-from draftsmith.distill.sampling import Sampling
+from draftsmith.distill.rollout import heldout_examples, serving_sampling, teacher_samplings
 from draftsmith.distill.student import check_same_vocabulary, make_student
-from draftsmith.distill.teacher import Teacher
+from draftsmith.distill.teacher import (
+    LiveTeacher,
+    Teacher,
+    Transforms,
+    load_teacher,
+    open_store,
+    open_teachers,
+)
+from draftsmith.distill.texts import prompts_to_answer, read_prompts
 from draftsmith.distill.vocabulary import draft_tokens, frequent_tokens, restrict_head
 
 
@@ -38,12 +42,18 @@ class Prepared:
     """What the training loop needs: models, prompts as tokens, and recorded answers.
 
     Prompts hold the responses that the data gives where they are trained on; reference is the
-    model that chooses among tokens, where the objective has one. heldout are the teacher's
+    model that chooses among tokens, where the objective has one. heldout are the target's
     answers, heldout_given those of the data, where the objective looks at them.
+
+    target: the model that the student is for, against which acceptance is measured.
+    teacher: gives the signals that are trained on, and transforms what becomes of them.
+    teacher_folder: the target's tokenizer and configuration.
     """
 
     teacher: Teacher
-    reference: Teacher | None
+    target: Teacher
+    transforms: Transforms
+    reference: LiveTeacher | None
     student: PreTrainedModel
     dtype: torch.dtype
     stop_tokens: list[int]
@@ -51,6 +61,8 @@ class Prepared:
     answers: list[list[Answer]]
     heldout: list[Example]
     heldout_given: list[Example]
+    teacher_folder: Path
+    identity: TargetIdentity
 
 
 def open_run(recipe: Recipe, root: Path, resume: bool) -> RunFolder:
@@ -79,126 +91,57 @@ def prepare(recipe: Recipe, folder: RunFolder) -> Prepared:
     Raises:
         ValueError: names what is wrong with the models, the prompts or the disk.
     """
-    teacher_folder = Path(recipe.teacher.model)
+    store = open_store(recipe)
+    teacher_folder = store.model_folder if store else Path(recipe.teacher.model)
     # Cheap checks come first: a typo in a prompt file must not cost a model's loading time.
-    train_set = load_prompts(recipe.data.train, limit=recipe.data.limit)
-    heldout_set = load_prompts(recipe.data.heldout, limit=recipe.data.heldout_limit)
     tokenizer = load_tokenizer(teacher_folder)
-    prompts = _encode(train_set, tokenizer, recipe, recipe.uses_given_responses)
-    _check_responses(prompts, recipe)
-    heldout_prompts = _encode(heldout_set, tokenizer, recipe, with_answers=False)
-    heldout_given = _given_heldout(heldout_set, tokenizer, recipe)
-
-    model = load_model(teacher_folder, torch_dtype(recipe.teacher.dtype)).to(default_device())
+    prompts = read_prompts(recipe, tokenizer)
+    model = load_teacher(recipe, store)
     student = make_student(model, recipe.student, recipe.seed).to(default_device())
     check_same_vocabulary(model, student)
     _check_disk(student, recipe, folder.root)
     stops = stop_tokens(model, tokenizer)
-    answers = record_answers(
+    teacher, target = open_teachers(recipe, store, model, tokenizer, stops, prompts.train)
+    how = Answering(recipe.seed, stops, recipe.rollout.batch_size)
+    answers = teacher.answers(
         folder.root / "answers-train.jsonl",
-        model,
-        _answered_by_the_teacher(prompts, recipe),
+        prompts_to_answer(prompts.train, recipe),
         teacher_samplings(recipe.rollout),
-        seed=recipe.seed,
-        stop_tokens=stops,
-        batch_size=recipe.rollout.batch_size,
-        label="teacher answers",
+        how,
+        "teacher answers",
     )
     if recipe.student.vocabulary:
-        texts = [prompt.tokens for prompt in prompts]
+        texts = [prompt.tokens for prompt in prompts.train]
         texts += [answer.tokens for options in answers for answer in options]
         if recipe.rollout.given_fraction:
-            texts += [prompt.answer for prompt in prompts if prompt.answer]
+            texts += [prompt.answer for prompt in prompts.train if prompt.answer]
         size, vocab_size = recipe.student.vocabulary, model.config.vocab_size
         restrict_head(student, frequent_tokens(texts, stops, size, vocab_size))
-    heldout_answers = record_answers(
+    heldout_answers = target.answers(
         folder.root / "answers-heldout.jsonl",
-        model,
-        heldout_prompts,
-        [_serving_sampling(recipe)],
-        seed=recipe.seed,
-        stop_tokens=stops,
-        batch_size=recipe.rollout.batch_size,
-        label="teacher answers, held out",
+        prompts.heldout,
+        [serving_sampling(recipe)],
+        how,
+        "teacher answers, held out",
     )
-    heldout = [
-        Example(prompt.tokens, answer.tokens, "recorded")
-        for prompt, (answer, *_) in zip(heldout_prompts, heldout_answers, strict=True)
-    ]
     return Prepared(
-        teacher=Teacher(model, stops[0]),
+        teacher=teacher,
+        target=target,
+        transforms=Transforms(recipe, tokenizer),
         reference=_load_reference(recipe, student, stops[0]),
         student=student,
         dtype=torch_dtype(recipe.train.dtype),
         stop_tokens=stops,
-        prompts=prompts,
+        prompts=prompts.train,
         answers=answers,
-        heldout=heldout,
-        heldout_given=heldout_given,
+        heldout=heldout_examples(prompts.heldout, heldout_answers),
+        heldout_given=prompts.heldout_given,
+        teacher_folder=teacher_folder,
+        identity=store.manifest.teacher if store else target_identity(teacher_folder),
     )
 
 
-def _serving_sampling(recipe: Recipe) -> Sampling:
-    section = recipe.evaluate
-    return Sampling(recipe.rollout.max_new_tokens, section.temperature, section.top_p)
-
-
-def _encode(
-    prompts: Sequence[Prompt],
-    tokenizer: PreTrainedTokenizerBase,
-    recipe: Recipe,
-    with_answers: bool,
-) -> list[EncodedPrompt]:
-    encoded = encode_prompts(prompts, tokenizer, recipe.data.max_prompt_tokens)
-    encode_answer = partial(_encode_answer, tokenizer, recipe.rollout.max_new_tokens)
-    return [
-        EncodedPrompt(
-            prompt.id,
-            tuple(tokens),
-            encode_answer(prompt.response) if with_answers and prompt.response else None,
-        )
-        for prompt, tokens in zip(prompts, encoded, strict=True)
-    ]
-
-
-def _check_responses(prompts: Sequence[EncodedPrompt], recipe: Recipe) -> None:
-    if not recipe.needs_given_responses:
-        return
-    missing = [prompt for prompt in prompts if prompt.answer is None]
-    if missing:
-        who = "rollout.given_fraction" if recipe.rollout.given_fraction else recipe.objective.name
-        raise ValueError(
-            f"data.train: {len(missing)} of {len(prompts)} prompts have no response, which {who} "
-            f"needs; the first one is {missing[0].id}."
-        )
-
-
-def _given_heldout(
-    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, recipe: Recipe
-) -> list[Example]:
-    if not recipe.objective.needs_heldout_responses:
-        return []
-    encoded = _encode(prompts, tokenizer, recipe, with_answers=True)
-    given = [Example(one.tokens, one.answer, "recorded") for one in encoded if one.answer]
-    if len(given) < len(encoded):
-        raise ValueError(
-            f"data.heldout: {len(encoded) - len(given)} of {len(encoded)} prompts have no "
-            f"response, which {recipe.objective.name} needs for its schedule: choose another "
-            "objective.schedule."
-        )
-    return given
-
-
-def _answered_by_the_teacher(
-    prompts: Sequence[EncodedPrompt], recipe: Recipe
-) -> list[EncodedPrompt]:
-    """Prompts that carry a given response are not answered; in a mixture both are wanted."""
-    if not recipe.rollout.given_fraction:
-        return list(prompts)
-    return [replace(prompt, answer=None) for prompt in prompts]
-
-
-def _load_reference(recipe: Recipe, student: PreTrainedModel, pad_token: int) -> Teacher | None:
+def _load_reference(recipe: Recipe, student: PreTrainedModel, pad_token: int) -> LiveTeacher | None:
     name = recipe.objective.reference_model
     if name is None:
         return None
@@ -219,14 +162,7 @@ def _load_reference(recipe: Recipe, student: PreTrainedModel, pad_token: int) ->
             f"objective.reference: {folder} may not propose all tokens that the student may: "
             "train both with the same student.vocabulary and prompts."
         )
-    return Teacher(model, pad_token)
-
-
-def _encode_answer(
-    tokenizer: PreTrainedTokenizerBase, max_tokens: int, answer: str
-) -> tuple[int, ...]:
-    tokens = tokenizer(answer, add_special_tokens=False)["input_ids"]
-    return (*tokens, tokenizer.eos_token_id)[:max_tokens]
+    return LiveTeacher(model, pad_token)
 
 
 def _check_same_recipe(saved: Recipe, given: Recipe, root: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -33,6 +34,21 @@ class Sampling:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+
+
+class Generate(Protocol):
+    """Continues prompts as `generate` does, with the model of whoever offers it."""
+
+    def __call__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        sampling: Sampling,
+        *,
+        stop_tokens: Sequence[int],
+        batch_size: int,
+        on_batch: Callable[[int], None],
+    ) -> list[list[int]]: ...
 
 
 @torch.no_grad()
@@ -93,7 +109,7 @@ def _generate_batch(
         generation_config=_generation_config(sampling, stop_tokens),
         logits_processor=_processors(sampling, seeds, length),
     )
-    return [_until_stop(row, set(stop_tokens)) for row in output[:, length:].tolist()]
+    return [until_stop(row, set(stop_tokens)) for row in output[:, length:].tolist()]
 
 
 def _generation_config(sampling: Sampling, stop_tokens: Sequence[int]) -> GenerationConfig:
@@ -149,7 +165,8 @@ class InverseCdfSampler(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(1, token_B1, 0.0)
 
 
-def _until_stop(tokens: list[int], stop_tokens: set[int]) -> list[int]:
+def until_stop(tokens: list[int], stop_tokens: set[int]) -> list[int]:
+    """The tokens up to the first stop token, which is kept."""
     for place, token in enumerate(tokens):
         if token in stop_tokens:
             return tokens[: place + 1]

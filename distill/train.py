@@ -44,7 +44,7 @@ from draftsmith.distill.trainee import (
     start_engine,
     whole_student,
 )
-from draftsmith.distill.vocabulary import draft_tokens
+from draftsmith.distill.vocabulary import draft_tokens, restrict_signal
 
 
 def train(recipe: Recipe, output: Path, *, resume: bool = False) -> RunFolder:
@@ -61,12 +61,12 @@ def train(recipe: Recipe, output: Path, *, resume: bool = False) -> RunFolder:
     folder = open_run(recipe, output, resume)
     run = prepare(recipe, folder)
     heldout, heldout_given = (
-        prepare_heldout(run.teacher, examples, run.stop_tokens[0], recipe.train.micro_batch_size)
+        prepare_heldout(run.target, examples, run.stop_tokens[0], recipe.train.micro_batch_size)
         for examples in (run.heldout, run.heldout_given)
     )
     if recipe.objective.uses_teacher:
         recorded = recorded_examples(run.prompts, run.answers)
-        run.teacher.keep_states(recorded, recipe.teacher.keep_bytes)
+        run.teacher.keep_signals(recorded, recipe.teacher.keep_bytes)
     engine = start_engine(run.student, recipe, run.dtype)
     course = recipe.objective.start(recipe)
     replay = ReplayBuffer(course.replay_capacity)
@@ -89,7 +89,7 @@ def train(recipe: Recipe, output: Path, *, resume: bool = False) -> RunFolder:
         with whole_student(engine) as student:
             if distributed.is_main():
                 evaluation = acceptance.model_dump(mode="json")
-                export_draft(student, Path(recipe.teacher.model), recipe, into, evaluation)
+                export_draft(student, run.teacher_folder, recipe, into, evaluation, run.identity)
         distributed.barrier()
 
     if distributed.is_main():
@@ -167,7 +167,10 @@ def train_step(
     for start in range(0, len(examples), size):
         part = examples[start : start + size]
         batch = make_batch(part, run.stop_tokens[0], engine.device)
-        signal = run.teacher.signal(part) if objective.uses_teacher else None
+        signal = None
+        if objective.uses_teacher:
+            signal = restrict_signal(run.teacher.signal(part), token_D)
+            signal = run.transforms(signal, part, step)
         reference = run.reference.signal(part) if run.reference else None
         loss, loss_N = engine(batch, signal, scale, charge, reference)
         engine.backward(loss)

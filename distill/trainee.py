@@ -30,6 +30,7 @@ from draftsmith.distill.vocabulary import (
     restrict_signal,
 )
 from draftsmith.kernels.signal import HiddenSignal
+from draftsmith.kernels.signal import Teacher as Signal
 
 
 class Trainee(torch.nn.Module):
@@ -51,7 +52,7 @@ class Trainee(torch.nn.Module):
     def forward(
         self,
         batch: Batch,
-        signal: HiddenSignal | None,
+        signal: Signal | None,
         scale: float,
         charge: Charge,
         reference: HiddenSignal | None = None,
@@ -59,14 +60,13 @@ class Trainee(torch.nn.Module):
         """Returns (loss, loss_N): scale times the summed charges, and each token's.
 
         Args:
-            signal: the teacher's; None where the charge has no divergence.
+            signal: the teacher's over the student's columns; None where the charge has no
+                divergence.
             reference: the reference model's on the same tokens, where it chooses among them.
         """
         with autocast(batch.tokens_BT.device, self.dtype):
             hidden_NH = response_states(body(self.student), batch)
         head_DH, token_D = head_rows(self.student), draft_tokens(self.student)
-        if signal is not None:
-            signal = restrict_signal(signal, token_D)
         label_N = label_columns(batch, token_D)
         weight_N = torch.full(label_N.shape, scale, device=hidden_NH.device)
 

@@ -12,14 +12,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from draftsmith.distill.models import head_weight
-from draftsmith.kernels.signal import HiddenSignal
+from draftsmith.kernels.signal import HiddenSignal, Teacher
+
+_Signal = TypeVar("_Signal", HiddenSignal, Teacher)
 
 
 def frequent_tokens(
@@ -117,12 +120,9 @@ def head_rows(student: PreTrainedModel) -> Tensor:
     return head.rows_DH() if isinstance(head, DraftHead) else head_weight(student)
 
 
-def restrict_signal(signal: HiddenSignal, token_D: Tensor | None) -> HiddenSignal:
+def restrict_signal(signal: _Signal, token_D: Tensor | None) -> _Signal:
     """The teacher's distribution given that the token is one of `token_D`; None changes nothing."""
-    if token_D is None:
-        return signal
-    bias_D = None if signal.bias_V is None else signal.bias_V[token_D]
-    return replace(signal, head_VG=signal.head_VG.index_select(0, token_D), bias_V=bias_D)
+    return signal if token_D is None else signal.restrict(token_D)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from draftsmith.kernels.objective import Objective, check_softcap
-from draftsmith.kernels.signal import HiddenSignal, LogitsSignal, SparseSignal, Teacher
+from draftsmith.kernels.signal import HiddenSignal, MixtureSignal, SparseSignal, Teacher
 
 
 def check_shapes(
@@ -35,10 +35,10 @@ def check_shapes(
         )
     tokens = hidden_NH.shape[0]
     _check_length("weight_N", weight_N, tokens)
-    if not isinstance(teacher, HiddenSignal | LogitsSignal | SparseSignal):
+    if not isinstance(teacher, Teacher):
         raise ValueError(
-            "teacher must be a HiddenSignal, a LogitsSignal or a SparseSignal, not "
-            f"{type(teacher).__name__}."
+            "teacher must be a HiddenSignal, a LogitsSignal, a SparseSignal or a MixtureSignal, "
+            f"not {type(teacher).__name__}."
         )
     if len(teacher) != tokens:
         raise ValueError(
@@ -111,6 +111,8 @@ def _check_teacher(teacher: Teacher) -> None:
         if teacher.bias_V is not None and teacher.bias_V.shape != head_VG.shape[:1]:
             raise ValueError(f"teacher.bias_V must have shape ({head_VG.shape[0]},).")
         check_softcap("teacher.softcap", teacher.softcap)
+    elif isinstance(teacher, MixtureSignal):
+        _check_mixture(teacher)
     elif isinstance(teacher, SparseSignal):
         if teacher.ids_NK.dtype != torch.int64 or teacher.ids_NK.dim() != 2:
             raise ValueError("teacher.ids_NK must be a matrix of int64 token ids.")
@@ -118,6 +120,18 @@ def _check_teacher(teacher: Teacher) -> None:
             raise ValueError("teacher.log_p_NK must have the shape of teacher.ids_NK.")
         if teacher.log_tail_N is not None:
             _check_length("teacher.log_tail_N", teacher.log_tail_N, len(teacher))
+
+
+def _check_mixture(teacher: MixtureSignal) -> None:
+    if teacher.weight_NM.dim() != 2 or teacher.weight_NM.shape[1] != len(teacher.members):
+        raise ValueError("teacher.weight_NM must have a column for each member.")
+    for member in teacher.members:
+        _check_teacher(member)
+        _check_length("a member's hidden_NG[:, 0]", member.hidden_NG[:, 0], len(teacher))
+        if member.vocab_size != teacher.members[0].vocab_size:
+            raise ValueError("All members of a mixture must have the same vocabulary.")
+        if member.bias_V is not None or member.softcap is not None:
+            raise ValueError("Members of a mixture have neither a bias nor a soft-cap here.")
 
 
 def _check_length(name: str, tensor: Tensor, tokens: int) -> None:

@@ -20,7 +20,13 @@ from draftsmith.kernels.planner import Tiling
 from draftsmith.kernels.products import HeadGradient
 from draftsmith.kernels.rows_sparse import SparseTeacher
 from draftsmith.kernels.rows_torch import Block
-from draftsmith.kernels.signal import HiddenSignal, LogitsSignal, SparseSignal, Teacher
+from draftsmith.kernels.signal import (
+    HiddenSignal,
+    LogitsSignal,
+    MixtureSignal,
+    SparseSignal,
+    Teacher,
+)
 
 
 @dataclass(frozen=True)
@@ -147,6 +153,13 @@ def _run_packed(
     )
 
 
+def projected_bytes(teacher: Teacher) -> int:
+    """Bytes of one logit that a tile holds of the teacher; 0 where none is projected."""
+    if isinstance(teacher, MixtureSignal):
+        return 3 * max(4, teacher.members[0].hidden_NG.element_size())
+    return teacher.hidden_NG.element_size() if isinstance(teacher, HiddenSignal) else 0
+
+
 class _TeacherProjection:
     """A tile's teacher logits, without bias and soft-cap, in one buffer for all tiles."""
 
@@ -166,6 +179,8 @@ class _TeacherProjection:
             return logits_TV
         if isinstance(self._teacher, LogitsSignal):
             return self._teacher.dense_NV[tile]
+        if isinstance(self._teacher, MixtureSignal):
+            return self._teacher.logits_NV(tile)
         return None
 
     def sparse(self, tile: slice) -> SparseTeacher | None:

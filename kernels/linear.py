@@ -16,11 +16,17 @@ import torch
 from torch import Tensor
 
 from draftsmith.kernels.checks import check_shapes, check_values, common_vocabulary
-from draftsmith.kernels.chunks import Needs, Student, run_chunks
+from draftsmith.kernels.chunks import Needs, Student, projected_bytes, run_chunks
 from draftsmith.kernels.dispatch import check_backend, row_function
 from draftsmith.kernels.objective import Objective
 from draftsmith.kernels.planner import tiling
-from draftsmith.kernels.signal import HiddenSignal, LogitsSignal, SparseSignal, Teacher
+from draftsmith.kernels.signal import (
+    HiddenSignal,
+    LogitsSignal,
+    MixtureSignal,
+    SparseSignal,
+    Teacher,
+)
 
 
 def fused_linear_divergence(
@@ -52,8 +58,8 @@ def fused_linear_divergence(
     Args:
         student_hidden_NH: hidden states [N, H].
         student_head_VH: vocabulary projection [V, H].
-        teacher: hidden states [N, G] with head [V, G] (G need not be H), dense logits [N, V], or
-            K token ids a row with log-probabilities and a tail.
+        teacher: hidden states [N, G] with head [V, G] (G need not be H), dense logits [N, V],
+            K token ids a row with log-probabilities and a tail, or a mixture of hidden states.
         weight_N: weight of each token, normaliser included; tokens of weight 0 cost nothing.
         divergence, beta, alpha, eta, temperature, interpolation, label_weight, softcap: see
             `objective.Objective`.
@@ -111,6 +117,7 @@ def _fused_linear_divergence(
     teacher_first: Tensor,
     teacher_second: Tensor | None,
     teacher_third: Tensor | None,
+    teacher_more: Sequence[Tensor],
     teacher_softcap: float | None,
     weight_N: Tensor,
     label_N: Tensor | None,
@@ -133,7 +140,10 @@ def _fused_linear_divergence(
         divergence, beta, alpha, eta, temperature, interpolation, label_weight, softcap
     )
     teacher = _unflatten(
-        teacher_kind, teacher_first, teacher_second, teacher_third, teacher_softcap, vocab
+        teacher_kind,
+        (teacher_first, teacher_second, teacher_third, teacher_more),
+        teacher_softcap,
+        vocab,
     )
     check_values(weight_N, label_N, teacher, vocab)
     student = Student(
@@ -142,7 +152,7 @@ def _fused_linear_divergence(
         head_VH[:vocab],
         None if bias_V is None else bias_V[:vocab],
     )
-    projected = teacher.hidden_NG.element_size() if isinstance(teacher, HiddenSignal) else 0
+    projected = projected_bytes(teacher)
     size, device = compute_dtype.itemsize, hidden_NH.device
     result = run_chunks(
         student,
@@ -184,6 +194,7 @@ def _(
     teacher_first: Tensor,
     teacher_second: Tensor | None,
     teacher_third: Tensor | None,
+    teacher_more: Sequence[Tensor],
     teacher_softcap: float | None,
     weight_N: Tensor,
     label_N: Tensor | None,
@@ -206,44 +217,47 @@ def _(
 def _save_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*output[2:])
     ctx.set_materialize_grads(False)
+    ctx.members = len(inputs[_MEMBERS])
 
 
-def _scale_gradients(
-    ctx: Any, grad_loss: Tensor | None, *_: Tensor | None
-) -> tuple[Tensor | None, ...]:
+def _scale_gradients(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
     scaled = [
         saved * grad_loss.to(saved.dtype) if grad_loss is not None and saved.numel() else None
         for saved in ctx.saved_tensors
     ]
-    return (*scaled, *(None,) * (_INPUTS - 3))
+    gradients: list[Any] = [*scaled, *(None,) * (len(_NAMES) - 3)]
+    gradients[_MEMBERS] = [None] * ctx.members  # a list of tensors has a list of gradients
+    return tuple(gradients)
 
 
-_INPUTS = len(_fused_linear_divergence._opoverload._schema.arguments)
+_NAMES = [one.name for one in _fused_linear_divergence._opoverload._schema.arguments]
+_MEMBERS = _NAMES.index("teacher_more")
 _fused_linear_divergence.register_autograd(_scale_gradients, setup_context=_save_gradients)
 
 
-_TeacherTensors = tuple[Tensor, Tensor | None, Tensor | None]
+_TeacherTensors = tuple[Tensor, Tensor | None, Tensor | None, Sequence[Tensor]]
 
 
 def _flatten(teacher: Teacher) -> tuple[str, _TeacherTensors, float | None]:
     """A signal as an operation of torch can take it."""
     if isinstance(teacher, HiddenSignal):
-        return "hidden", (teacher.hidden_NG, teacher.head_VG, teacher.bias_V), teacher.softcap
+        return "hidden", (teacher.hidden_NG, teacher.head_VG, teacher.bias_V, []), teacher.softcap
     if isinstance(teacher, LogitsSignal):
-        return "logits", (teacher.dense_NV, None, None), None
-    return "sparse", (teacher.ids_NK, teacher.log_p_NK, teacher.log_tail_N), None
+        return "logits", (teacher.dense_NV, None, None, []), None
+    if isinstance(teacher, MixtureSignal):
+        members = [one for each in teacher.members for one in (each.hidden_NG, each.head_VG)]
+        return "mixture", (teacher.weight_NM, teacher.token_D, None, members), None
+    return "sparse", (teacher.ids_NK, teacher.log_p_NK, teacher.log_tail_N, []), None
 
 
-def _unflatten(
-    kind: str,
-    first: Tensor,
-    second: Tensor | None,
-    third: Tensor | None,
-    softcap: float | None,
-    vocab: int,
-) -> Teacher:
+def _unflatten(kind: str, tensors: _TeacherTensors, softcap: float | None, vocab: int) -> Teacher:
+    first, second, third, more = tensors
     if kind == "logits":
         return LogitsSignal(first[:, :vocab])
+    if kind == "mixture":
+        pairs = zip(more[::2], more[1::2], strict=True)
+        members = tuple(HiddenSignal(hidden_NG, head_VG) for hidden_NG, head_VG in pairs)
+        return MixtureSignal(members, first, None if second is None else second[:vocab])
     assert second is not None, "only dense logits are a single tensor"
     if kind == "hidden":
         bias_V = None if third is None else third[:vocab]

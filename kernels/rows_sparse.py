@@ -39,10 +39,16 @@ def sparse_row_block(
     """Like `rows_torch.row_block`; the block's own teacher_RV is not read."""
     logits_RV = student_logits(block, knobs, terms)
     scaled_RV = logits_RV if terms.unit_temperature else logits_RV / knobs.temperature
-    others_RV = scaled_RV.scatter(-1, teacher.ids_RK, LOWEST_LOGIT)
+    stored_RK = ~teacher.log_p_RK.isneginf()
+    student_RK = scaled_RV.gather(-1, teacher.ids_RK)
+    # A token that is not stored belongs to the others.
+    others_RV = scaled_RV.scatter(
+        -1, teacher.ids_RK, student_RK.masked_fill(stored_RK, LOWEST_LOGIT)
+    )
     log_z_others_R1 = others_RV.logsumexp(-1, keepdim=True)
+    student_RK = student_RK.masked_fill(~stored_RK, LOWEST_LOGIT)
     outcomes = Block(
-        student_RV=torch.cat([scaled_RV.gather(-1, teacher.ids_RK), log_z_others_R1], dim=-1),
+        student_RV=torch.cat([student_RK, log_z_others_R1], dim=-1),
         teacher_RV=_teacher_outcomes(teacher, scaled_RV.dtype),
         weight_R=torch.ones_like(block.weight_R),
     )
@@ -56,7 +62,9 @@ def sparse_row_block(
     if gradient:
         gradient_RJ = outcomes.student_RV
         gradient_RV = (others_RV - log_z_others_R1).exp_() * gradient_RJ[:, -1:]
-        gradient_RV.scatter_(-1, teacher.ids_RK, gradient_RJ[:, :-1])
+        shared_RK = gradient_RV.gather(-1, teacher.ids_RK)
+        own_RK = torch.where(stored_RK, gradient_RJ[:, :-1], shared_RK)
+        gradient_RV.scatter_(-1, teacher.ids_RK, own_RK)
         residual_RV = None
         if log_z_R1 is not None:
             residual_RV = (logits_RV - log_z_R1).exp() - is_label(block).to(logits_RV.dtype)

@@ -91,6 +91,16 @@ class ObjectiveSection(Section):
     def needs_heldout_responses(self) -> bool:
         return False
 
+    @property
+    def divergence_temperature(self) -> float:
+        """Temperature at which the teacher's distribution is looked at."""
+        return 1.0
+
+    @property
+    def schedules_student_text(self) -> bool:
+        """Whether a schedule of its own decides how much of the student's text is trained on."""
+        return False
+
     def check(self, recipe: Recipe) -> None:
         """Compare with the other sections.
 
@@ -118,6 +128,10 @@ class DivergenceSection(ObjectiveSection):
 
     temperature: float = Field(1.0, gt=0)
     """Divides both models' logits. The loss is not multiplied by its square."""
+
+    @property
+    def divergence_temperature(self) -> float:
+        return self.temperature
 
 
 class Course:

@@ -50,6 +50,10 @@ class SkewSection(DivergenceSection):
             AdaptiveOffPolicy(self, recipe) if self.schedule == "adaptive" else Course(self, recipe)
         )
 
+    @property
+    def schedules_student_text(self) -> bool:
+        return self.schedule == "adaptive"
+
     def check(self, recipe: Recipe) -> None:
         super().check(recipe)
         if self.schedule == "adaptive" and recipe.rollout.student_fraction is not None:

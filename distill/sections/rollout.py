@@ -12,7 +12,8 @@ from draftsmith.distill.section import Section
 class RolloutSection(Section):
     student_fraction: float | None = Field(None, ge=0, le=1)
     """Chance, drawn per prompt, that the response is the student's own (on-policy) rather than
-    a recorded answer of the teacher. By default 0.5, or what the objective is defined on."""
+    a recorded answer of the teacher. By default 0.5, or what the objective is defined on; 0 with
+    a stored teacher."""
     given_fraction: float = Field(0.0, ge=0, le=1)
     """Chance that the response is the one that the data gives, which every prompt then needs."""
     student_from_step: int = Field(0, ge=0)

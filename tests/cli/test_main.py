@@ -11,7 +11,10 @@ import pytest
 from tests.cli.commands import DRAFTSMITH, draftsmith, environment, one_sentence
 from tests.tiny import make_target
 
-COMMANDS = "doctor models drafts distill evaluate profile bench serve traffic keys demo".split()
+COMMANDS = [
+    *("doctor", "models", "teacher", "drafts", "distill", "evaluate", "profile", "bench"),
+    *("serve", "jobs", "traffic", "keys", "demo"),
+]
 
 
 @pytest.fixture(scope="module")

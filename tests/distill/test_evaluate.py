@@ -12,7 +12,7 @@ from draftsmith.distill.evaluate import evaluate, prepare_heldout
 from draftsmith.distill.models import load_model
 from draftsmith.distill.sampling import Sampling, generate
 from draftsmith.distill.sections import EvaluateSection
-from draftsmith.distill.teacher import Teacher
+from draftsmith.distill.teacher import LiveTeacher
 from draftsmith.kernels.acceptance import token_survival_TS
 from draftsmith.kernels.block_rule import block_survival_TS
 from draftsmith.kernels.expected_calls import expected_calls
@@ -22,17 +22,17 @@ PROMPTS = [[1, 80, 81, 82], [5, 6], [9, 8, 7, 6, 5, 4, 3]]
 
 
 @pytest.fixture(scope="module")
-def target(tiny_target: Path) -> Teacher:
-    return Teacher(load_model(tiny_target, torch.float32), pad_token=2)
+def target(tiny_target: Path) -> LiveTeacher:
+    return LiveTeacher(load_model(tiny_target, torch.float32), pad_token=2)
 
 
 @pytest.fixture(scope="module")
-def other(tmp_path_factory: pytest.TempPathFactory) -> Teacher:
+def other(tmp_path_factory: pytest.TempPathFactory) -> LiveTeacher:
     folder = make_target(tmp_path_factory.mktemp("models") / "other", seed=1)
-    return Teacher(load_model(folder, torch.float32), pad_token=2)
+    return LiveTeacher(load_model(folder, torch.float32), pad_token=2)
 
 
-def answered(target: Teacher, temperature: float) -> list[Example]:
+def answered(target: LiveTeacher, temperature: float) -> list[Example]:
     sampling = Sampling(16, temperature)
     answers = generate(target.model, PROMPTS, [3, 4, 5], sampling, stop_tokens=[2], batch_size=3)
     return [
@@ -42,7 +42,7 @@ def answered(target: Teacher, temperature: float) -> list[Example]:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_identical_draft_is_always_accepted(target: Teacher, temperature: float) -> None:
+def test_identical_draft_is_always_accepted(target: LiveTeacher, temperature: float) -> None:
     section = EvaluateSection(temperature=temperature, gamma_max=4)
     heldout = prepare_heldout(target, answered(target, temperature), 2, batch_size=2)
     result = evaluate(target.model, heldout, section)
@@ -61,7 +61,7 @@ def test_identical_draft_is_always_accepted(target: Teacher, temperature: float)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_equals_brute_force(target: Teacher, other: Teacher, temperature: float) -> None:
+def test_equals_brute_force(target: LiveTeacher, other: LiveTeacher, temperature: float) -> None:
     examples = answered(target, temperature)
     scale = temperature or 1.0
     overlaps, greedy, agree, entropies, ratios = [], [], [], [], []
@@ -99,7 +99,7 @@ def test_equals_brute_force(target: Teacher, other: Teacher, temperature: float)
     assert result.block_efficiency_greedy_draft == pytest.approx(drafted.block_efficiency)
 
 
-def test_tokens_that_top_p_rules_out_are_counted_as_refused(target: Teacher) -> None:
+def test_tokens_that_top_p_rules_out_are_counted_as_refused(target: LiveTeacher) -> None:
     """Answers sampled without top-p, judged as if a server had used it."""
     section = EvaluateSection(temperature=1.0, top_p=0.3)
     heldout = prepare_heldout(target, answered(target, 1.0), 2, batch_size=2)

@@ -26,9 +26,9 @@ from draftsmith.distill.models import load_model
 from draftsmith.distill.objectives import REGISTRY, Charge
 from draftsmith.distill.recipe import Recipe
 from draftsmith.distill.sections import TrainSection
-from draftsmith.distill.teacher import Teacher
+from draftsmith.distill.teacher import LiveTeacher
 from draftsmith.distill.trainee import Trainee
-from draftsmith.distill.vocabulary import restrict_head
+from draftsmith.distill.vocabulary import draft_tokens, restrict_head, restrict_signal
 from draftsmith.kernels.signal import HiddenSignal
 
 Array = NDArray[np.float64]
@@ -212,8 +212,8 @@ def test_loss_and_gradient_do_not_depend_on_micro_batches(
     tiny_target: Path, name: str, vocabulary: int | None
 ) -> None:
     """The charges and the draft vocabulary of every objective, on all kinds of text."""
-    teacher = Teacher(load_model(tiny_target, torch.float32), 2)
-    reference = Teacher(_perturbed(load_model(tiny_target, torch.float32), 3), 2)
+    teacher = LiveTeacher(load_model(tiny_target, torch.float32), 2)
+    reference = LiveTeacher(_perturbed(load_model(tiny_target, torch.float32), 3), 2)
     student = _perturbed(load_model(tiny_target, torch.float32), 4).train().requires_grad_()
     if vocabulary:
         restrict_head(student, range(vocabulary))
@@ -231,7 +231,9 @@ def test_loss_and_gradient_do_not_depend_on_micro_batches(
         total = 0.0
         for part in parts:
             batch = make_batch(part, 2, torch.device("cpu"))
-            signal = teacher.signal(part) if charge.divergence_weight else None
+            signal = None
+            if charge.divergence_weight:
+                signal = restrict_signal(teacher.signal(part), draft_tokens(student))
             theirs = reference.signal(part) if name == "adaspec" else None
             loss, loss_N = trainee(batch, signal, 0.25, charge, theirs)
             loss.backward()

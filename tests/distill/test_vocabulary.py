@@ -14,7 +14,7 @@ from draftsmith.distill.manifest import DRAFT_VOCABULARY_NAME, read_draft_vocabu
 from draftsmith.distill.models import load_model
 from draftsmith.distill.sampling import Sampling, generate
 from draftsmith.distill.sections import EvaluateSection
-from draftsmith.distill.teacher import Teacher
+from draftsmith.distill.teacher import LiveTeacher
 from draftsmith.distill.vocabulary import (
     draft_tokens,
     frequent_tokens,
@@ -72,7 +72,7 @@ def test_acceptance_of_the_target_itself_is_its_mass_within(tiny_target: Path) -
     draft = load_model(tiny_target, torch.float32)
     restrict_head(draft, TOKENS)
     example = Example((5, 6, 7), (8, 9, 50, 300, 301, 2), "recorded")
-    heldout = prepare_heldout(Teacher(target, 2), [example], 2, 1)
+    heldout = prepare_heldout(LiveTeacher(target, 2), [example], 2, 1)
     got = evaluate(draft, heldout, EvaluateSection(temperature=1.0, gamma_max=3))
 
     tokens_T = torch.tensor(example.prompt + example.response)

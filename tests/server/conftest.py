@@ -58,6 +58,7 @@ def fleet(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         max_num_seqs=16,
         max_num_batched_tokens=128,
         kv_cache_bytes=64 << 20,
+        extra_args=("--max-logprobs", "400"),  # the whole vocabulary, for a remote teacher
     )
     with ExitStack() as stack:
         plain = EngineProcess(config, homes[2] / "engine.log")

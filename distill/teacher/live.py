@@ -11,20 +11,24 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from draftsmith.distill.answers import Answer, Answering, EncodedPrompt, record_answers
 from draftsmith.distill.batch import Example, make_batch, response_states
 from draftsmith.distill.models import body, head_weight
 from draftsmith.distill.progress import track
+from draftsmith.distill.sampling import Sampling, generate
 from draftsmith.kernels.signal import HiddenSignal
 
 _SEQUENCES_AT_A_TIME = 8
 
 
-class Teacher:
+class LiveTeacher:
     """Args: pad_token is any token id; padded positions are never looked at."""
 
     def __init__(self, model: PreTrainedModel, pad_token: int) -> None:
@@ -32,29 +36,37 @@ class Teacher:
         self._pad_token = pad_token
         self._kept: dict[Example, Tensor] = {}
 
-    def keep_states(self, examples: Sequence[Example], budget_bytes: float) -> bool:
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.model.device
+        return device
+
+    def answers(
+        self,
+        path: Path,
+        prompts: Sequence[EncodedPrompt],
+        samplings: Sequence[Sampling],
+        how: Answering,
+        label: str,
+    ) -> list[list[Answer]]:
+        """See `protocol.Teacher`."""
+        return record_answers(path, partial(generate, self.model), prompts, samplings, how, label)
+
+    def keep_signals(self, examples: Sequence[Example], budget_bytes: float) -> bool:
         """Compute the hidden states of `examples` now, if they fit into the budget."""
         head_VG = head_weight(self.model)
         tokens = sum(len(example.response) for example in examples)
         if tokens * head_VG.shape[1] * head_VG.element_size() > budget_bytes:
             return False
-        ordered = sorted(
-            set(examples), key=lambda one: (len(one.prompt + one.response), one.prompt)
-        )
-        with track("teacher states", len(ordered)) as bar:
-            for start in range(0, len(ordered), _SEQUENCES_AT_A_TIME):
-                part = ordered[start : start + _SEQUENCES_AT_A_TIME]
+        batches = signal_batches(examples)
+        with track("teacher states", sum(map(len, batches))) as bar:
+            for part in batches:
                 self._kept |= zip(part, self._forward(part), strict=True)
                 bar.advance(len(part))
         return True
 
     def signal(self, examples: Sequence[Example], dtype: torch.dtype | None = None) -> HiddenSignal:
-        """Hidden states of all response tokens, in order, with the head that gives their logits.
-
-        Args:
-            dtype: of the vocabulary projection; the model's own by default. Evaluation asks for
-                float32, since rounded logits bias what is measured.
-        """
+        """Hidden states with the head that gives their logits; see `protocol.Teacher`."""
         fresh = [example for example in examples if example not in self._kept]
         states = ChainMap(dict(zip(fresh, self._forward(fresh), strict=True)), self._kept)
         hidden_NG = torch.cat([states[example] for example in examples])
@@ -71,3 +83,15 @@ class Teacher:
         lengths = [len(example.response) for example in examples]
         # Cloned: a view would keep the states of the whole padded batch alive.
         return [part.clone() for part in hidden_NG.split(lengths)]
+
+
+def signal_batches(examples: Sequence[Example]) -> list[list[Example]]:
+    """Batches in which signals of recorded text are computed.
+
+    They depend on the texts alone, so that whoever computes them again gets the same bits.
+    """
+    ordered = sorted(
+        dict.fromkeys(examples), key=lambda one: (one.length, one.prompt, one.response)
+    )
+    starts = range(0, len(ordered), _SEQUENCES_AT_A_TIME)
+    return [ordered[start : start + _SEQUENCES_AT_A_TIME] for start in starts]
