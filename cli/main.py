@@ -16,6 +16,7 @@ from draftsmith.cli.evaluate import evaluate
 from draftsmith.cli.keys import keys
 from draftsmith.cli.models import models
 from draftsmith.cli.serve import serve
+from draftsmith.distill.exits import Exit
 
 app = typer.Typer(
     name="draftsmith",
@@ -39,7 +40,8 @@ def main() -> None:
     try:
         app()
     except ValueError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(Exit.WRONG_INPUT)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS):
             raise

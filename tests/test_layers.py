@@ -15,7 +15,11 @@ LAYERS = ["kernels", "distill", "server", "cli"]
 ALLOWED = {
     "kernels": [],
     "distill": ["draftsmith.kernels"],
-    "server": ["draftsmith.distill.manifest", "draftsmith.distill.recipe"],
+    "server": [
+        "draftsmith.distill.exits",
+        "draftsmith.distill.manifest",
+        "draftsmith.distill.recipe",
+    ],
     "cli": ["draftsmith.kernels", "draftsmith.distill", "draftsmith.server"],
 }
 # A web process never loads these; vLLM loads the plug-in inside its own processes.
