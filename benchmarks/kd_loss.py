@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import importlib.metadata
 import json
 import os
 import platform
@@ -36,6 +35,7 @@ from typing import Any
 
 import torch
 from contenders import DEVICE, MAKERS, Inputs, Loss, Shape, contenders, projected
+from figures import device_name, resident_bytes, version
 from torch import Tensor
 
 from draftsmith.kernels.planner import plan
@@ -132,15 +132,9 @@ def peak_bytes(loss: Loss, inputs: Inputs) -> int:
         return torch.cuda.max_memory_allocated() - before
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    before = _status("VmRSS")
+    before = resident_bytes("VmRSS")
     step(loss, inputs)
-    return _status("VmHWM") - before
-
-
-def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    (line,) = [one for one in lines if one.startswith(f"{field}:")]
-    return 1024 * int(line.split()[1])
+    return resident_bytes("VmHWM") - before
 
 
 def peak_in_own_process(name: str, shape: str, divergence: str) -> int:
@@ -211,21 +205,6 @@ def show(figures: dict[str, Any]) -> None:
         print(line)
     for name, reason in figures["left_out"].items():
         print(f"{name:24} left out: {reason}", flush=True)
-
-
-def device_name() -> str:
-    if DEVICE.type == "cuda":
-        return torch.cuda.get_device_name()
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{(models or [platform.machine()])[0]}, {torch.get_num_threads()} threads"
-
-
-def version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def main() -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import shutil
+import signal
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -14,11 +17,14 @@ from rich.table import Table
 
 from draftsmith.cli.resolve import resolve_model
 from draftsmith.cli.rollout_engine import run_with_engine
+from draftsmith.cli.trainer_process import running_trainer
+from draftsmith.distill.exits import Exit
 from draftsmith.distill.folder import RunFolder
+from draftsmith.distill.manifest import MANIFEST_NAME
 from draftsmith.distill.metrics import read_metrics
 from draftsmith.distill.recipe import Recipe, builtin_recipes, load_recipe
 from draftsmith.server.home import Home
-from draftsmith.server.jobs.trainer import trainer_command, trainer_environment
+from draftsmith.server.jobs.trainer import TRAINER, trainer_command, trainer_environment
 from draftsmith.server.registry import Registry, Version
 
 
@@ -39,6 +45,26 @@ def distill(
         bool, typer.Option("--resume", help="Go on from the newest checkpoint in --output.")
     ] = False,
     nproc: Annotated[int, typer.Option(min=1, help="Processes on this machine.")] = 1,
+    nnodes: Annotated[
+        int, typer.Option(min=1, help="Machines; start the same command on each of them.")
+    ] = 1,
+    node_rank: Annotated[int, typer.Option(min=0, help="Number of this machine, from 0.")] = 0,
+    rdzv_endpoint: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where machine 0 waits for the others.")
+    ] = None,
+    hostfile: Annotated[
+        Path | None,
+        typer.Option(help="Machines for DeepSpeed's launcher, which starts them all by ssh."),
+    ] = None,
+    stopped_code: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=125,
+            help="Exit code after SIGTERM, once all is saved, for supervisors "
+            "that take 0 for done.",
+        ),
+    ] = 0,
     register: Annotated[
         bool, typer.Option(help="Register the draft under the recipe's export name.")
     ] = True,
@@ -56,15 +82,27 @@ def distill(
         draftsmith distill mine.toml --set objective.divergence=jsd --set train.steps=2000
 
         draftsmith distill mine.toml --output runs/a --resume
+
+    Exit codes tell a job's supervisor what to do next: see docs/running.md.
     """
     if resume and output is None:
         raise ValueError("--resume needs --output: the folder of the run to go on with.")
     home = Home.default().ensure()
-    folder = run_distillation(recipe, overrides or [], output, home, resume=resume, nproc=nproc)
+    if hostfile is not None:
+        launcher = _hostfile_launcher(hostfile)
+    else:
+        launcher = _launcher(nproc, nnodes, node_rank, rdzv_endpoint)
+    if (nnodes > 1 or hostfile) and output is None:
+        raise ValueError("Several machines need --output: a folder that all of them share.")
+    folder = run_distillation(
+        recipe, overrides or [], output, home, resume=resume, launcher=launcher
+    )
+    if not is_finished(folder):
+        raise typer.Exit(stopped_code)
     console = Console(highlight=False, soft_wrap=True)
     console.print(_summary(folder))
     console.print(f"draft    {folder.draft}\ncurves   {folder.picture}")
-    if register:
+    if register and node_rank == 0:
         version = register_draft(folder, home)
         console.print(f"registry {version.id}")
 
@@ -76,27 +114,41 @@ def run_distillation(
     home: Home,
     *,
     resume: bool = False,
-    nproc: int = 1,
+    launcher: Sequence[str] = TRAINER,
 ) -> RunFolder:
     """Run the trainer as a process of its own and return the run's folder.
 
+    Signals are handed on to it, so the run may have been stopped when this returns.
+
     Raises:
         ValueError: the recipe is wrong.
-        typer.Exit: the trainer failed; it has said why on stderr.
+        typer.Exit: the trainer failed, with its exit code; it has said why on stderr.
     """
     parsed = load_recipe(recipe, overrides)  # wrong recipes fail before any model is loaded
     folder = output or home.runs / f"{parsed.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    command = trainer_command(recipe, folder.absolute(), nproc=nproc, resume=resume)
+    command = trainer_command(recipe, folder.absolute(), launcher=launcher, resume=resume)
     for override in [*overrides, *resolved_teacher(parsed, home)]:
         command += ["--set", override]
-    environment = trainer_environment()
     if parsed.rollout.engine == "vllm":
-        code = run_with_engine(command, environment, folder.absolute())
+        code = run_with_engine(command, trainer_environment(), folder.absolute())
     else:
-        code = subprocess.run(command, env=environment, check=False).returncode
+        with running_trainer(command, trainer_environment()) as trainer:
+            code = trainer.wait()
+    if code < 0:
+        print(
+            f"error: The trainer was ended by {signal.Signals(-code).name}; the last checkpoint "
+            "is intact, --resume goes on from it.",
+            file=sys.stderr,
+        )
+        raise typer.Exit(Exit.LOST_PROCESS)
     if code:
-        raise typer.Exit(code if code > 0 else 1)
+        raise typer.Exit(code)
     return RunFolder(folder.absolute())
+
+
+def is_finished(folder: RunFolder) -> bool:
+    """Whether the run came to its end, rather than being stopped on the way."""
+    return (folder.draft / MANIFEST_NAME).is_file()
 
 
 def resolved_teacher(recipe: Recipe, home: Home) -> list[str]:
@@ -122,6 +174,31 @@ def register_draft(folder: RunFolder, home: Home) -> Version:
     """Put the draft of a finished run into the registry, under its recipe's export name."""
     recipe = json.loads(folder.recipe.read_text(encoding="utf-8"))
     return Registry(home).register(folder.draft, recipe["export"]["name"] or recipe["name"])
+
+
+def _launcher(nproc: int, nnodes: int, node_rank: int, endpoint: str | None) -> list[str]:
+    if nproc == nnodes == 1:
+        return [*TRAINER]
+    launcher = ["-m", "draftsmith.distill.launch", f"--nproc={nproc}"]
+    if nnodes > 1:
+        if endpoint is None or node_rank >= nnodes:
+            raise ValueError(
+                "--nnodes needs --rdzv-endpoint, HOST:PORT of machine 0, and --node-rank below it."
+            )
+        launcher += [f"--nnodes={nnodes}", f"--node-rank={node_rank}", "--rdzv-endpoint", endpoint]
+    return [*launcher, "--"]
+
+
+def _hostfile_launcher(hostfile: Path) -> list[str]:
+    """DeepSpeed's launcher: here for a single host, by pdsh and ssh for several."""
+    if not hostfile.is_file():
+        raise ValueError(f"--hostfile: {hostfile} is not a file of lines like `host slots=8`.")
+    lines = hostfile.read_text(encoding="utf-8").splitlines()
+    hosts = [line for line in lines if line.strip() and not line.startswith("#")]
+    if len(hosts) > 1 and shutil.which("pdsh") is None:
+        raise ValueError("--hostfile with several hosts needs the command pdsh on this machine.")
+    options = ["--hostfile", str(hostfile), "--no_ssh_check", "--no_local_rank", "--module"]
+    return ["-m", "deepspeed.launcher.runner", *options, TRAINER[1]]
 
 
 def _summary(folder: RunFolder) -> Table:

@@ -22,6 +22,7 @@ from draftsmith.cli.profile import profile
 from draftsmith.cli.serve import serve
 from draftsmith.cli.teacher import teacher
 from draftsmith.cli.traffic import traffic
+from draftsmith.distill.exits import Exit
 
 app = typer.Typer(
     name="draftsmith",
@@ -51,7 +52,8 @@ def main() -> None:
     try:
         app()
     except ValueError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(Exit.WRONG_INPUT)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS):
             raise

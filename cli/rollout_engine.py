@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from draftsmith.cli.trainer_process import running_trainer
 from draftsmith.distill.meeting import EngineAnswer, EngineRequest, Meeting
 from draftsmith.server.engine.command import EngineConfig, uses_cpu_wheel
 from draftsmith.server.engine.process import EngineError, EngineProcess
@@ -29,21 +29,18 @@ def run_with_engine(command: Sequence[str], environment: Mapping[str, str], run:
     uses_cpu_wheel()
     meeting = Meeting(run / "rollout")
     meeting.prepare()
-    trainer = subprocess.Popen(command, env={**environment, **meeting.environment})
     engine: EngineProcess | None = None
     try:
-        while trainer.poll() is None:
-            if engine is None and (request := meeting.asked()) is not None:
-                engine = EngineProcess(_config(request), run / "rollout-engine.log")
-                meeting.answer(_start(engine))
-            time.sleep(_POLL_S)
-        return trainer.returncode
+        with running_trainer(command, {**environment, **meeting.environment}) as trainer:
+            while trainer.poll() is None:
+                if engine is None and (request := meeting.asked()) is not None:
+                    engine = EngineProcess(_config(request), run / "rollout-engine.log")
+                    meeting.answer(_start(engine))
+                time.sleep(_POLL_S)
+            return trainer.returncode
     finally:
         if engine is not None:
             engine.stop()
-        if trainer.poll() is None:
-            trainer.terminate()
-            trainer.wait()
 
 
 def _start(engine: EngineProcess) -> EngineAnswer:

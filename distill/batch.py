@@ -77,6 +77,8 @@ def make_batch(examples: Sequence[Example], pad_token: int, device: torch.device
 
 def response_states(model_body: torch.nn.Module, batch: Batch) -> Tensor:
     """Hidden states [N, H] of the positions that predict response tokens."""
-    output = model_body(input_ids=batch.tokens_BT, attention_mask=batch.attention_BT)
+    output = model_body(
+        input_ids=batch.tokens_BT, attention_mask=batch.attention_BT, use_cache=False
+    )
     hidden_NH: Tensor = output.last_hidden_state[batch.predicts_BT]
     return hidden_NH

@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from draftsmith.distill.compiled import build_communication
 from draftsmith.distill.models import default_device
 
+_SHARED_MEMORY_OP = "deepspeed_shm_comm"
 _ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
 
 
@@ -25,8 +25,9 @@ def start_processes() -> None:
     backend = "nccl" if default_device().type == "cuda" else "gloo"
     if backend == "nccl":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    else:
-        build_communication()
+    # Else each run on a CPU compiles it, behind a lock file that outlives a killed process and then
+    # stops every later run. Only DeepSpeed's own inference would use it.
+    deepspeed.ops.__compatible_ops__[_SHARED_MEMORY_OP] = False
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
 
 
@@ -43,7 +44,7 @@ def stop_processes() -> None:
 
 
 def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
 
 
 def world_size() -> int:
@@ -61,9 +62,31 @@ def barrier() -> None:
 
 def sum_over_processes(value: Tensor) -> Tensor:
     """All-reduce in place and return."""
+    return _reduce(value, dist.ReduceOp.SUM)
+
+
+def _reduce(value: Tensor, operation: Any) -> Tensor:
     if world_size() > 1:
-        dist.all_reduce(value)
+        there = value.to(default_device())  # nccl knows no tensor of the CPU
+        dist.all_reduce(there, operation)
+        value.copy_(there)
     return value
+
+
+def any_process(value: bool) -> bool:
+    """Whether `value` is true on any process."""
+    return bool(sum_over_processes(torch.tensor(float(value), dtype=torch.float64)))
+
+
+def max_over_processes(value: int) -> int:
+    """The largest `value` of any process."""
+    return int(_reduce(torch.tensor(value), dist.ReduceOp.MAX))
+
+
+def lost_process(error: RuntimeError) -> bool:
+    """Whether `error` says that another process of the run is gone, or does not answer."""
+    # gloo raises plain RuntimeErrors, which name its source files.
+    return isinstance(error, dist.DistError) or "gloo/" in str(error)
 
 
 def gather_objects(value: Any) -> list[Any]:

@@ -1,10 +1,15 @@
-"""`metrics.jsonl`: the truth of a run, one JSON object a line, appended as it happens."""
+"""`metrics.jsonl`: the truth of a run, one JSON object a line, appended as it happens.
+
+What else a recipe logs to gets the same records.
+"""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 from typing import Any
+
+from draftsmith.distill.loggers import Logger, scalars
 
 
 class Metrics:
@@ -15,6 +20,7 @@ class Metrics:
 
     def __init__(self, path: Path, resume_from: int, *, enabled: bool = True) -> None:
         self.path, self._enabled = path, enabled
+        self.loggers: list[Logger] = []
         if not enabled:
             return
         kept = [record for record in read_metrics(path) if record["step"] <= resume_from]
@@ -26,6 +32,12 @@ class Metrics:
         if self._enabled:
             with self.path.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps({"kind": kind, "step": step} | values) + "\n")
+        for logger in self.loggers:
+            logger.write(step, dict(scalars(values, kind)))
+
+    def close(self) -> None:
+        for logger in self.loggers:
+            logger.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from draftsmith.distill.sections import (
     DataSection,
     EvaluateSection,
     ExportSection,
+    LogSection,
     RolloutSection,
     StudentSection,
     TeacherSection,
@@ -50,6 +51,7 @@ class Recipe(Section):
     train: TrainSection
     evaluate: EvaluateSection = EvaluateSection()
     export: ExportSection = ExportSection()
+    log: LogSection = LogSection()
 
     @model_validator(mode="after")
     def _checkpoints_fall_between_rollouts(self) -> Self:

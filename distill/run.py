@@ -82,6 +82,8 @@ def open_run(recipe: Recipe, root: Path, resume: bool) -> RunFolder:
         root.mkdir(parents=True, exist_ok=True)
         folder.recipe.write_text(recipe.model_dump_json(indent=2) + "\n", encoding="utf-8")
     distributed.barrier()
+    if not folder.recipe.is_file():
+        raise ValueError(f"{root} must lie on a file system that all hosts of the run share.")
     return folder
 
 

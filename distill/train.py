@@ -10,7 +10,7 @@ Legend: B sequences, N trained tokens, V vocabulary.
 from __future__ import annotations
 
 import argparse
-import errno
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -20,13 +20,18 @@ from typing import Any
 import torch
 
 from draftsmith.distill import distributed
+from draftsmith.distill.ahead import Ahead
 from draftsmith.distill.batch import Example, make_batch
 from draftsmith.distill.checkpoint import load_checkpoint, save_checkpoint
+from draftsmith.distill.endings import ending
 from draftsmith.distill.evaluate import Acceptance, evaluate, prepare_heldout
+from draftsmith.distill.exits import Diverged, Interrupted
 from draftsmith.distill.export import export_draft
 from draftsmith.distill.folder import RunFolder
+from draftsmith.distill.loggers import check_installed, open_loggers
 from draftsmith.distill.loss import count_trained
 from draftsmith.distill.metrics import Metrics
+from draftsmith.distill.micro_batches import micro_batches
 from draftsmith.distill.models import quiet_libraries
 from draftsmith.distill.objectives import Course
 from draftsmith.distill.plot import plot_curves
@@ -37,6 +42,7 @@ from draftsmith.distill.residuals import measure_residuals
 from draftsmith.distill.rollout import recorded_examples, rollout
 from draftsmith.distill.rollout_engine import open_rollout_engine
 from draftsmith.distill.run import Prepared, open_run, prepare
+from draftsmith.distill.stopping import Stop
 from draftsmith.distill.trainee import (
     learning_rate,
     optimizer_step,
@@ -47,16 +53,21 @@ from draftsmith.distill.trainee import (
 from draftsmith.distill.vocabulary import draft_tokens, restrict_signal
 
 
-def train(recipe: Recipe, output: Path, *, resume: bool = False) -> RunFolder:
+def train(recipe: Recipe, output: Path, stop: Stop, *, resume: bool = False) -> RunFolder:
     """Distil a draft as `recipe` says and leave it in the run folder `output`.
 
     Args:
         recipe: `teacher.model` must be a local folder by now.
+        stop: looked at after every step.
         resume: go on from the newest complete checkpoint in `output`, if there is one.
 
     Raises:
         ValueError: names what is wrong with recipe, prompts, models or disk.
+        Diverged: a loss, a gradient's norm or a measurement is not a number.
+        Interrupted: the run was asked to stop, and its state is saved.
+        OSError: the disk is full, among others.
     """
+    check_installed(recipe.log)
     rollout_engine = open_rollout_engine(recipe)
     folder = open_run(recipe, output, resume)
     run = prepare(recipe, folder)
@@ -69,21 +80,30 @@ def train(recipe: Recipe, output: Path, *, resume: bool = False) -> RunFolder:
         run.teacher.keep_signals(recorded, recipe.teacher.keep_bytes)
     engine = start_engine(run.student, recipe, run.dtype)
     course = recipe.objective.start(recipe)
-    replay = ReplayBuffer(course.replay_capacity)
+    replay, ahead = ReplayBuffer(course.replay_capacity), Ahead()
     start, state = load_checkpoint(folder.checkpoints, engine)
     if state is not None:
         course.restore(state["objective"])
         replay.restore(state["replay"])
+        ahead.restore(state.get("ahead", {}))
     metrics = Metrics(folder.metrics, start, enabled=distributed.is_main())
+    if distributed.is_main():
+        metrics.loggers += open_loggers(recipe.log, folder.root, recipe.name, start)
 
     def measure(step: int, label: str = "") -> Acceptance:
         with whole_student(engine) as student:
             acceptance = evaluate(student, heldout, recipe.evaluate, label)
             asked = recipe.objective.needs_heldout_responses
             residuals = measure_residuals(student, heldout_given) if asked else None
+        if math.isnan(acceptance.forward_kl):
+            raise Diverged(f"The student's probabilities are not numbers after step {step}")
         course.after_evaluation(acceptance.forward_kl, residuals)
         metrics.write("evaluation", step, **acceptance.model_dump(mode="json"))
         return acceptance
+
+    def save(step: int) -> None:
+        state = {"objective": course.state(), "replay": replay.state(), "ahead": ahead.state()}
+        save_checkpoint(folder.checkpoints, engine, step, recipe.train.keep_checkpoints, state)
 
     def export(into: Path, acceptance: Acceptance) -> None:
         with whole_student(engine) as student:
@@ -98,16 +118,16 @@ def train(recipe: Recipe, output: Path, *, resume: bool = False) -> RunFolder:
     if start == 0:
         acceptance = measure(0, "evaluation before")
         export(folder.initial, acceptance)
-    with track("distil", recipe.train.steps, start) as bar:
+    with track("distil", recipe.train.steps, start) as bar, stop.deferred():
         for step in range(start, recipe.train.steps):
             began = time.perf_counter()
-            if step % recipe.rollout.steps_ahead == 0:
-                ahead = range(step, min(step + recipe.rollout.steps_ahead, recipe.train.steps))
+            if step not in ahead:
+                steps = range(step, min(step + recipe.rollout.steps_ahead, recipe.train.steps))
                 with whole_student(engine) as student:
                     rollouts = rollout(
                         student,
                         recipe,
-                        ahead,
+                        steps,
                         run.prompts,
                         run.answers,
                         run.stop_tokens,
@@ -116,21 +136,27 @@ def train(recipe: Recipe, output: Path, *, resume: bool = False) -> RunFolder:
                         replay,
                         rollout_engine,
                     )
-            examples = rollouts[step % recipe.rollout.steps_ahead]
+                ahead.add(steps, rollouts)
             sampled = time.perf_counter()
-            record = train_step(engine, run, recipe, course, step, examples)
+            record = train_step(engine, run, recipe, course, step, ahead.pop(step))
             seconds = {"rollout": sampled - began, "update": time.perf_counter() - sampled}
             metrics.write("train", step + 1, **record, seconds=seconds)
             bar.advance(note=f"loss {record['loss']:.3f}")
-            if (step + 1) % recipe.train.eval_every == 0 and step + 1 < recipe.train.steps:
+            last = step + 1 == recipe.train.steps
+            if (step + 1) % recipe.train.eval_every == 0 and not last:
                 measure(step + 1)
-            if (step + 1) % recipe.train.save_every == 0 or step + 1 == recipe.train.steps:
-                state = {"objective": course.state(), "replay": replay.state()}
-                save_checkpoint(
-                    folder.checkpoints, engine, step + 1, recipe.train.keep_checkpoints, state
+            stopping = not last and stop.asked_anywhere()
+            if (step + 1) % recipe.train.save_every == 0 or last or stopping:
+                save(step + 1)
+            if stopping:
+                raise Interrupted(
+                    f"Stopped after step {step + 1} of {recipe.train.steps}, which is saved: "
+                    "the same command with --resume goes on.",
+                    saved=True,
                 )
     export(folder.draft, measure(recipe.train.steps, "evaluation after"))
     if distributed.is_main():
+        metrics.close()
         plot_curves(folder.metrics, folder.picture, recipe.evaluate.num_speculative_tokens)
     return folder
 
@@ -157,15 +183,12 @@ def train_step(
                                if example.version is not None)],
                           dtype=torch.float64)  # fmt: skip
     tokens, from_student, replayed, age = distributed.sum_over_processes(counts).tolist()
-    # DeepSpeed averages over processes and micro-batches; the loss is a sum over all of them.
-    size = recipe.train.micro_batch_size
-    scale = distributed.world_size() * (len(examples) // size) / max(1.0, tokens)
+    scale = distributed.world_size() / max(1.0, tokens)  # DeepSpeed averages over processes
     set_learning_rate(engine, learning_rate(recipe.train, step))
-    examples = sorted(examples, key=lambda example: example.length)  # less padding
     total = torch.zeros(1, dtype=torch.float64)
-    grad_norm = None
-    for start in range(0, len(examples), size):
-        part = examples[start : start + size]
+    parts = micro_batches(examples, recipe.train)
+    for number, part in enumerate(parts):
+        engine.set_gradient_accumulation_boundary(number + 1 == len(parts))
         batch = make_batch(part, run.stop_tokens[0], engine.device)
         signal = None
         if objective.uses_teacher:
@@ -173,11 +196,15 @@ def train_step(
             signal = run.transforms(signal, part, step)
         reference = run.reference.signal(part) if run.reference else None
         loss, loss_N = engine(batch, signal, scale, charge, reference)
-        engine.backward(loss)
-        grad_norm = optimizer_step(engine)
+        engine.backward(loss, scale_wrt_gas=False)
         total += loss_N.sum().double().cpu()
-    assert grad_norm is not None, "the last micro-batch ends the step"
+    grad_norm = optimizer_step(engine)
     loss_per_token = distributed.sum_over_processes(total).item() / max(1.0, tokens)
+    if not math.isfinite(loss_per_token) or not math.isfinite(grad_norm):
+        raise Diverged(
+            f"At step {step + 1} the loss is {loss_per_token} and the norm of the gradient "
+            f"{grad_norm}"
+        )
     record = {
         "loss": loss_per_token,
         "grad_norm": grad_norm,
@@ -203,18 +230,19 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true")
     arguments = parser.parse_args()
     quiet_libraries()
-    try:
+    stop = Stop()
+    stop.listen()
+
+    def run() -> None:
         recipe = load_recipe(arguments.recipe, arguments.overrides)
         distributed.start_processes()
-        train(recipe, arguments.output, resume=arguments.resume)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        sys.exit(f"error: No space left on the disk of {arguments.output}: free some and resume.")
+        train(recipe, arguments.output, stop, resume=arguments.resume)
+
+    try:
+        code = ending(run, arguments.output)
     finally:
         distributed.stop_processes()
+    sys.exit(code)
 
 
 if __name__ == "__main__":

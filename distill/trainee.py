@@ -37,17 +37,24 @@ class Trainee(torch.nn.Module):
     """Student and loss as one module.
 
     trained_share: of each response's tokens, chosen with the help of a reference model.
+    compiled: whether torch.compile makes the student's layers faster.
     """
 
     def __init__(
-        self, student: PreTrainedModel, dtype: torch.dtype, trained_share: float = 1.0
+        self,
+        student: PreTrainedModel,
+        dtype: torch.dtype,
+        trained_share: float = 1.0,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         self.student = student
         self.dtype = dtype
         self.trained_share = trained_share
-        # In a list, which hides it from the engine: it is not trained.
+        # In lists, which hide them from the engine: a copy is not trained, and the body is the
+        # student's. Only training runs the compiled one: sampling has shapes of its own.
         self.copies: list[PreTrainedModel] = []
+        self.bodies = [torch.compile(body(student), dynamic=True) if compiled else body(student)]
 
     def forward(
         self,
@@ -65,7 +72,7 @@ class Trainee(torch.nn.Module):
             reference: the reference model's on the same tokens, where it chooses among them.
         """
         with autocast(batch.tokens_BT.device, self.dtype):
-            hidden_NH = response_states(body(self.student), batch)
+            hidden_NH = response_states(self.bodies[0], batch)
         head_DH, token_D = head_rows(self.student), draft_tokens(self.student)
         label_N = label_columns(batch, token_D)
         weight_N = torch.full(label_N.shape, scale, device=hidden_NH.device)
@@ -92,7 +99,9 @@ def start_engine(student: PreTrainedModel, recipe: Recipe, dtype: torch.dtype) -
     Raises:
         ValueError: the batch cannot be divided over processes and micro-batches.
     """
-    trainee = Trainee(student, dtype, recipe.objective.trained_share)
+    trainee = Trainee(student, dtype, recipe.objective.trained_share, recipe.train.compile)
+    if recipe.train.gradient_checkpointing:
+        student.gradient_checkpointing_enable({"use_reentrant": False})
     if recipe.train.zero_stage == 3:
         deepspeed.zero.register_external_parameter(trainee, head_weight(student))
     optimizer = torch.optim.AdamW(
@@ -108,15 +117,15 @@ def start_engine(student: PreTrainedModel, recipe: Recipe, dtype: torch.dtype) -
     return engine
 
 
-def micro_batches_per_process(train: TrainSection) -> int:
+def sequences_per_process(train: TrainSection) -> int:
     """Raises ValueError where the global batch cannot be divided evenly."""
-    share = train.micro_batch_size * world_size()
-    if train.batch_size % share:
+    size = 1 if train.micro_batch_tokens else train.micro_batch_size
+    if train.batch_size % (size * world_size()):
         raise ValueError(
             f"train.batch_size ({train.batch_size}) must be a multiple of micro_batch_size times "
-            f"processes ({train.micro_batch_size} x {world_size()})."
+            f"processes ({size} x {world_size()})."
         )
-    return train.batch_size // share
+    return train.batch_size // world_size()
 
 
 def learning_rate(train: TrainSection, step: int) -> float:
@@ -133,14 +142,11 @@ def set_learning_rate(engine: Any, value: float) -> None:
         group["lr"] = value
 
 
-def optimizer_step(engine: Any) -> float | None:
-    """Let the engine step; returns the gradient's norm before clipping where weights changed.
+def optimizer_step(engine: Any) -> float:
+    """Let the engine step; returns the gradient's norm before clipping.
 
     DeepSpeed keeps that norm for itself without ZeRO, so it is taken here, after reduction.
     """
-    if not engine.is_gradient_accumulation_boundary():
-        engine.step()
-        return None
     norm = None
     if engine.zero_optimization_stage() == 0:
         gradients = [one.grad for one in engine.module.parameters() if one.grad is not None]
@@ -181,11 +187,15 @@ def _gathered_copy(trainee: Trainee) -> PreTrainedModel:
 
 
 def _deepspeed_config(train: TrainSection) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": train.zero_stage}
+    if train.offload != "none":
+        zero["offload_optimizer"] = {"device": train.offload}
     return {
-        "train_micro_batch_size_per_gpu": train.micro_batch_size,
-        "gradient_accumulation_steps": micro_batches_per_process(train),
+        # Counted in sequences; where a step's micro-batches end, train_step says itself.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": sequences_per_process(train),
         "gradient_clipping": train.max_grad_norm,
-        "zero_optimization": {"stage": train.zero_stage},
+        "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31,

@@ -15,8 +15,9 @@ LAYERS = ["kernels", "distill", "server", "cli"]
 ALLOWED = {
     "kernels": [],
     "distill": ["draftsmith.kernels"],
-    # Four modules without torch: one parser of prompts, one layout of a run's folder.
+    # Five modules without torch: one parser of prompts, one layout of a run's folder.
     "server": [
+        "draftsmith.distill.exits",
         "draftsmith.distill.folder",
         "draftsmith.distill.manifest",
         "draftsmith.distill.prompts",

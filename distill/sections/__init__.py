@@ -3,6 +3,7 @@
 from draftsmith.distill.sections.data import DataSection
 from draftsmith.distill.sections.evaluate import EvaluateSection
 from draftsmith.distill.sections.export import ExportSection
+from draftsmith.distill.sections.log import LogSection
 from draftsmith.distill.sections.rollout import RolloutSection
 from draftsmith.distill.sections.student import StudentSection
 from draftsmith.distill.sections.teacher import TeacherSection
@@ -12,6 +13,7 @@ __all__ = [
     "DataSection",
     "EvaluateSection",
     "ExportSection",
+    "LogSection",
     "RolloutSection",
     "StudentSection",
     "TeacherSection",

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from draftsmith.server.engine.command import preload_libraries
 
-_MODULE = ["-m", "draftsmith.distill.train"]
+TRAINER = ("-m", "draftsmith.distill.train")
+"""Of the interpreter: a run of one process."""
 _SECRETS = ("DRAFTSMITH_API_KEY", "DRAFTSMITH_DATABASE_URL")
 """Of the server; a trainer needs none of them."""
 
 
 def trainer_command(
-    recipe: str, output: Path, *, nproc: int = 1, resume: bool = False
+    recipe: str, output: Path, *, launcher: Sequence[str] = TRAINER, resume: bool = False
 ) -> list[str]:
-    """Command line of a run; overrides (`--set a.b=c`) may be appended."""
-    launcher = [sys.executable]
-    if nproc > 1:
-        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
-        launcher += torchrun
+    """Command line of a run; overrides (`--set a.b=c`) may be appended.
+
+    Args:
+        launcher: arguments of the interpreter that start the trainer, on one process or several.
+    """
     arguments = ["--recipe", recipe, "--output", str(output)]
-    return [*launcher, *_MODULE, *arguments, *(["--resume"] if resume else [])]
+    return [sys.executable, *launcher, *arguments, *(["--resume"] if resume else [])]
 
 
 def trainer_environment() -> dict[str, str]:

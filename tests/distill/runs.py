@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,10 @@ def command(target: Path, output: Path, nproc: int = 1, **settings: Any) -> list
     """Command line of a tiny run; settings are recipe fields with `__` for the dot."""
     fields = TINY | {name.replace("__", "."): value for name, value in settings.items()}
     fields["teacher.model"] = str(target)
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
-    arguments = [sys.executable, *(launcher if nproc > 1 else [])]
-    arguments += ["-m", "draftsmith.distill.train", "--recipe", "tiny", "--output", str(output)]
+    launcher = ["-m", "draftsmith.distill.train"]
+    if nproc > 1:
+        launcher = ["-m", "draftsmith.distill.launch", "--nproc", str(nproc), "--"]
+    arguments = [sys.executable, *launcher, "--recipe", "tiny", "--output", str(output)]
     for name, value in fields.items():
         arguments += ["--set", f"{name}={json.dumps(value)}"]
     return arguments
@@ -58,20 +61,39 @@ def timeless(output: Path) -> list[dict[str, Any]]:
     return [{key: one[key] for key in one if key != "seconds"} for one in records]
 
 
+@contextmanager
+def running(
+    arguments: list[str], output: Path, after: int, environment: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """A run that has just done step `after`; whatever is left of it in the end is killed."""
+    process = subprocess.Popen(
+        arguments, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while last_step(output) < after:
+            assert process.poll() is None, "the run ended too early"
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
 def kill_in_the_middle(
     target: Path, output: Path, after: int, resume: bool, settings: dict[str, Any]
 ) -> None:
     arguments = command(target, output, **settings) + (["--resume"] if resume else [])
-    process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while _last_step(output) < after:
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert _last_step(output) < settings["train__steps"], "killed after the end"
+    with running(arguments, output, after):
+        pass
+    assert last_step(output) < settings["train__steps"], "killed after the end"
 
 
-def _last_step(output: Path) -> int:
+def last_step(output: Path) -> int:
     return max((one["step"] for one in read_metrics(output / "metrics.jsonl")), default=0)
+
+
+def errors(stderr: str) -> list[str]:
+    return [line for line in stderr.splitlines() if line.startswith("error: ")]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.distill.runs import kill_in_the_middle, run, succeed, timeless
+from tests.distill.runs import errors, kill_in_the_middle, run, succeed, timeless
 
 STATEFUL: dict[str, dict[str, Any]] = {
     "taid": {"objective__name": "taid", "objective__alpha": 0.2},
@@ -160,6 +160,6 @@ def test_what_the_data_lacks_is_one_sentence(tiny_target: Path, tmp_path: Path) 
     ]
     for number, (fields, expected) in enumerate(cases):
         result = run(tiny_target, tmp_path / str(number), data__train=str(prompts), **fields)
-        assert result.returncode == 1
-        (error,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+        assert result.returncode == 2
+        (error,) = errors(result.stderr)
         assert expected in error

@@ -113,5 +113,5 @@ def test_a_vocabulary_as_large_as_the_teachers_is_refused(
     tiny_target: Path, tmp_path: Path
 ) -> None:
     result = run(tiny_target, tmp_path / "run", student__vocabulary=384)
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert "student.vocabulary is 384" in result.stderr

@@ -1,0 +1,28 @@
+"""The trainer as a process of its own, which gets each signal once: from here."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+
+@contextmanager
+def running_trainer(
+    command: Sequence[str], environment: Mapping[str, str]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start the trainer in a session of its own and hand signals on to it while inside."""
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    handlers = {
+        number: signal.signal(number, lambda *_: process.terminate())
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    }
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
