@@ -33,7 +33,7 @@ class Ahead:
         parts = distributed.gather_objects(self._by_step)
         return {
             step: [
-                [list(example.prompt), list(example.response), example.source]
+                [list(example.prompt), list(example.response), example.source, example.version]
                 for places in zip(*(part[step] for part in parts), strict=True)
                 for example in places
             ]
@@ -44,8 +44,8 @@ class Ahead:
         rank, size = distributed.rank(), distributed.world_size()
         self._by_step = {
             step: [
-                Example(tuple(prompt), tuple(response), source)
-                for prompt, response, source in examples[rank::size]
+                Example(tuple(prompt), tuple(response), source, version)
+                for prompt, response, source, version in examples[rank::size]
             ]
             for step, examples in state.items()
         }
