@@ -46,14 +46,7 @@ class RolloutEngine:
             )
         self._meeting = meeting
         self._dtype = torch_dtype(recipe.train.dtype)
-        self._limit = recipe.rollout.batch_size
-        self._wanted = EngineRequest(
-            model=str(meeting.student),
-            tokenizer=recipe.teacher.model,  # a folder by now, and the student's tokenizer too
-            dtype=str(self._dtype).removeprefix("torch."),
-            max_model_len=recipe.data.max_prompt_tokens + recipe.rollout.max_new_tokens,
-            max_num_seqs=recipe.rollout.batch_size,
-        )
+        self._recipe = recipe
         self._engine: EngineAnswer | None = None
 
     def generate(
@@ -83,7 +76,7 @@ class RolloutEngine:
         if distributed.is_main():
             write_model(student, self._meeting.student, self._dtype)
             if self._engine is None:
-                self._meeting.ask(self._wanted)
+                self._meeting.ask(self._wanted(student))
         if self._engine is None:
             self._engine = self._meeting.wait_for_answer()
             if self._engine.error is not None:
@@ -95,6 +88,17 @@ class RolloutEngine:
             responses = asyncio.run(self._sample(version, prompts, seeds, sampling, stop_tokens))
             distributed.barrier()
         return responses
+
+    def _wanted(self, student: PreTrainedModel) -> EngineRequest:
+        length = self._recipe.data.max_prompt_tokens + self._recipe.rollout.max_new_tokens
+        positions = getattr(student.config, "max_position_embeddings", length)
+        return EngineRequest(
+            model=str(self._meeting.student),
+            tokenizer=self._recipe.teacher.model,  # a folder by now, and the student's too
+            dtype=str(self._dtype).removeprefix("torch."),
+            max_model_len=min(length, positions),
+            max_num_seqs=self._recipe.rollout.batch_size,
+        )
 
     @contextlib.contextmanager
     def _running(self, group: int) -> Iterator[None]:
@@ -133,7 +137,7 @@ class RolloutEngine:
         sampling: Sampling,
         stop_tokens: Sequence[int],
     ) -> list[list[int]]:
-        places = asyncio.Semaphore(self._limit)
+        places = asyncio.Semaphore(self._recipe.rollout.batch_size)
         transport = httpx.AsyncHTTPTransport(uds=self._socket)
         async with httpx.AsyncClient(
             transport=transport, base_url="http://engine", timeout=None

@@ -21,7 +21,6 @@ VLLM: dict[str, Any] = TINY | {
     "rollout.student_fraction": 1.0,
     "rollout.steps_ahead": 2,
     "rollout.batch_size": 8,
-    "data.max_prompt_tokens": 1000,
     "train.save_every": 2,
 }
 
