@@ -18,6 +18,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    text,
 )
 
 metadata = MetaData()
@@ -75,7 +76,8 @@ jobs = Table(
     Column("error", JSON),
     Column("draft", String(64)),  # version id in the registry
     Column("named", Boolean, nullable=False),  # the registry's name points to the draft
-    Index("jobs_queue", "status", "priority", "number"),
+    Index("jobs_queue", "status", text("priority DESC"), "number"),  # the order of claims
+    Index("jobs_status", "status", "number"),  # the order of lists
     Index("jobs_leases", "lease_expires_at"),
     Index("jobs_owner", "owner", "number"),
     Index("jobs_idempotency", "owner", "idempotency_key", unique=True),

@@ -58,7 +58,7 @@ def take_all(home: Path, url: str | None, name: str) -> list[str]:
     return done
 
 
-@pytest.mark.parametrize("count", [400, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [200, pytest.param(2000, marks=pytest.mark.slow)])
 def test_four_workers_claim_each_job_once(
     where: tuple[Path, str | None], database: Database, count: int
 ) -> None:

@@ -68,7 +68,9 @@ def upgrade() -> None:
     )
     op.create_index("jobs_idempotency", "jobs", ["owner", "idempotency_key"], unique=True)
     op.create_index("jobs_leases", "jobs", ["lease_expires_at"], unique=False)
-    op.create_index("jobs_queue", "jobs", ["status", "priority", "number"], unique=False)
+    order = ["status", sa.text("priority DESC"), "number"]
+    op.create_index("jobs_queue", "jobs", order, unique=False)
+    op.create_index("jobs_status", "jobs", ["status", "number"], unique=False)
     op.create_index("jobs_owner", "jobs", ["owner", "number"], unique=False)
     op.create_table(
         "job_attempts",
@@ -107,6 +109,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_table("job_events")
     op.drop_table("job_attempts")
+    op.drop_index("jobs_status", table_name="jobs")
     op.drop_index("jobs_queue", table_name="jobs")
     op.drop_index("jobs_owner", table_name="jobs")
     op.drop_index("jobs_leases", table_name="jobs")
