@@ -14,7 +14,6 @@ from draftsmith.distill.models import load_model, load_tokenizer
 from draftsmith.distill.sampling import Sampling
 from draftsmith.distill.sections.teacher import RemoteSection
 from draftsmith.distill.teacher import LiveTeacher, RemoteTeacher
-from draftsmith.kernels.top_k import top_k_signal
 from tests.distill.runs import succeed
 from tests.server.conftest import Fleet, Models
 
@@ -147,13 +146,3 @@ def test_another_tokenizer_is_refused(fleet: Fleet) -> None:
     tokenizer = make_tokenizer(280)
     with pytest.raises(ValueError, match=r"another tokenizer than teacher\.model"):
         RemoteTeacher(section(fleet), tokenizer, len(tokenizer), torch.device("cpu"))
-
-
-def test_a_store_of_top_k_and_a_server_say_the_same(
-    fleet: Fleet, models: Models, live: LiveTeacher
-) -> None:
-    got = remote(fleet, models, top_logprobs=20).signal(EXAMPLES[:1])
-    stored = top_k_signal(live.signal(EXAMPLES[:1]), 20, torch.tensor(EXAMPLES[0].response))
-    torch.testing.assert_close(
-        got.logits_NV(slice(None)).exp(), stored.logits_NV(slice(None)).exp(), rtol=0, atol=5e-4
-    )
