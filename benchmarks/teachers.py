@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from kd_loss import device_name, version
@@ -29,6 +29,7 @@ from kd_loss import device_name, version
 from draftsmith.distill.batch import Example
 from draftsmith.distill.models import default_device, load_model, quiet_libraries, torch_dtype
 from draftsmith.distill.recipe import parse_recipe
+from draftsmith.distill.sections.teacher import SignalFormat
 from draftsmith.distill.teacher import LiveTeacher, SignalStore, StoredTeacher, Teacher
 from draftsmith.distill.teacher.record import record
 from draftsmith.kernels.linear import fused_linear_divergence
@@ -40,7 +41,7 @@ def main() -> None:
     options = parse()
     quiet_libraries()
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
-        stores = {name: Path(scratch) / name for name in ("hidden", "top_k")}
+        stores = {name: Path(scratch) / name for name in get_args(SignalFormat)}
         seconds = {}
         for name, folder in stores.items():
             began = time.perf_counter()

@@ -59,7 +59,8 @@ def test_each_text_is_taught_by_its_members(tiny_target: Path, other: Path) -> N
     expected = []
     for example, shares in zip(EXAMPLES, ((1.0, 0.0), (0.0, 1.0), (0.75, 0.25)), strict=True):
         signals = [member.signal([example]).logits_NV(slice(None)) for member in members]
-        expected.append(sum(w * z.softmax(-1) for w, z in zip(shares, signals, strict=True)))
+        first, second = (w * z.softmax(-1) for w, z in zip(shares, signals, strict=True))
+        expected.append(first + second)
     got = ensemble.signal(EXAMPLES).logits_NV(slice(None)).softmax(-1)
     torch.testing.assert_close(got, torch.cat(expected), rtol=1e-4, atol=1e-6)
     assert not ensemble.keep_signals(EXAMPLES, 100)
