@@ -172,7 +172,7 @@ def trl(task: SimpleNamespace, teacher: PreTrainedModel, student: PreTrainedMode
             "prompt_attention_mask": torch.ones_like(prompts_BT),
         }
 
-    class Counting(GKDTrainer):  # type: ignore[misc]
+    class Counting(GKDTrainer):
         def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
             loss = super().training_step(model, inputs, num_items_in_batch)
             self.trained_tokens += int((inputs["labels"][:, 1:] != -100).sum())

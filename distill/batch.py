@@ -5,8 +5,9 @@ Legend: B sequences, T positions, N trained tokens, H width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,7 +76,7 @@ def make_batch(examples: Sequence[Example], pad_token: int, device: torch.device
     return Batch(*(tensor.to(device) for tensor in tensors))
 
 
-def response_states(model_body: torch.nn.Module, batch: Batch) -> Tensor:
+def response_states(model_body: Callable[..., Any], batch: Batch) -> Tensor:
     """Hidden states [N, H] of the positions that predict response tokens."""
     output = model_body(
         input_ids=batch.tokens_BT, attention_mask=batch.attention_BT, use_cache=False

@@ -56,7 +56,7 @@ def scalars(record: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float
         if isinstance(value, Mapping):
             yield from scalars(value, path)
         elif isinstance(value, list):
-            yield from scalars(dict(enumerate(value, start=1)), path)
+            yield from scalars({str(place): one for place, one in enumerate(value, 1)}, path)
         elif isinstance(value, int | float):
             yield path, float(value)
 

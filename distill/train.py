@@ -183,7 +183,9 @@ def train_step(
                                if example.version is not None)],
                           dtype=torch.float64)  # fmt: skip
     tokens, from_student, replayed, age = distributed.sum_over_processes(counts).tolist()
-    scale = distributed.world_size() / max(1.0, tokens)  # DeepSpeed averages over processes
+    # DeepSpeed averages over processes, and over the number of micro-batches that it was told; its
+    # scale_wrt_gas=False does not keep it from that (0.19.8: a hook divides by it all the same).
+    scale = distributed.world_size() * engine.gradient_accumulation_steps() / max(1.0, tokens)
     set_learning_rate(engine, learning_rate(recipe.train, step))
     total = torch.zeros(1, dtype=torch.float64)
     parts = micro_batches(examples, recipe.train)
@@ -196,7 +198,7 @@ def train_step(
             signal = run.transforms(signal, part, step)
         reference = run.reference.signal(part) if run.reference else None
         loss, loss_N = engine(batch, signal, scale, charge, reference)
-        engine.backward(loss, scale_wrt_gas=False)
+        engine.backward(loss)
         total += loss_N.sum().double().cpu()
     grad_norm = optimizer_step(engine)
     loss_per_token = distributed.sum_over_processes(total).item() / max(1.0, tokens)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import deepspeed
@@ -54,7 +54,9 @@ class Trainee(torch.nn.Module):
         # In lists, which hide them from the engine: a copy is not trained, and the body is the
         # student's. Only training runs the compiled one: sampling has shapes of its own.
         self.copies: list[PreTrainedModel] = []
-        self.bodies = [torch.compile(body(student), dynamic=True) if compiled else body(student)]
+        self.bodies: list[Callable[..., Any]] = [
+            torch.compile(body(student), dynamic=True) if compiled else body(student)
+        ]
 
     def forward(
         self,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -90,7 +89,7 @@ def test_the_loss_of_a_host_ends_the_other(
     trainer = command(tiny_target, output, **STEPS, train__steps=5000)
     with ExitStack() as stack:
         other = subprocess.Popen(on_host(1, hosts, trainer), start_new_session=True)
-        stack.callback(lambda: other.poll() is None and os.killpg(other.pid, signal.SIGKILL))
+        stack.callback(other.kill)
         first = stack.enter_context(running(on_host(0, hosts, trainer), output, 5))
         for process in [psutil.Process(other.pid), *psutil.Process(other.pid).children(True)]:
             process.kill()
