@@ -79,17 +79,21 @@ def recipe_of(task: SimpleNamespace) -> Recipe:
 
 def draftsmith(task: SimpleNamespace, teacher: PreTrainedModel, student: PreTrainedModel) -> None:
     from draftsmith.distill.answers import Answer, EncodedPrompt
+    from draftsmith.distill.manifest import target_identity
     from draftsmith.distill.replay import ReplayBuffer
     from draftsmith.distill.rollout import rollout
     from draftsmith.distill.run import Prepared
-    from draftsmith.distill.teacher import Teacher
+    from draftsmith.distill.teacher import LiveTeacher, Transforms
     from draftsmith.distill.train import train_step
     from draftsmith.distill.trainee import start_engine, whole_student
 
     recipe, tokenizer = recipe_of(task), load_tokenizer(Path(task.teacher))
     stops, examples = stop_tokens(teacher, tokenizer), texts(task, tokenizer)
+    live = LiveTeacher(teacher, stops[0])
     run = Prepared(
-        teacher=Teacher(teacher, stops[0]),
+        teacher=live,
+        target=live,
+        transforms=Transforms(recipe, tokenizer),
         reference=None,
         student=student,
         dtype=torch.bfloat16,
@@ -98,9 +102,11 @@ def draftsmith(task: SimpleNamespace, teacher: PreTrainedModel, student: PreTrai
         answers=[[Answer(row, 0, one.response)] for row, one in enumerate(examples)],
         heldout=[],
         heldout_given=[],
+        teacher_folder=Path(task.teacher),
+        identity=target_identity(Path(task.teacher)),
     )
     if task.kept_states:
-        run.teacher.keep_states(examples, budget_bytes=2**30)
+        live.keep_signals(examples, 2**30)
     engine = start_engine(student, recipe, run.dtype)
     course, replay = recipe.objective.start(recipe), ReplayBuffer(0)
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kd_loss import device_name, version
+from figures import device_name, version
 
 from draftsmith.cli.rollout_engine import run_with_engine
 from draftsmith.distill.draws import draw_bits

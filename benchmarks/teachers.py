@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from kd_loss import device_name, version
+from figures import device_name, version
 
 from draftsmith.distill.batch import Example
 from draftsmith.distill.models import default_device, load_model, quiet_libraries, torch_dtype

@@ -17,8 +17,8 @@ import psutil
 import pytest
 import torch
 
-from draftsmith.distill.checkpoint import MARKER
 from draftsmith.distill.exits import Exit
+from draftsmith.distill.folder import MARKER
 from draftsmith.distill.manifest import sha256_file
 from tests.distill.runs import command, errors, last_step, run, running, succeed, timeless
 
