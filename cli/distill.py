@@ -197,7 +197,10 @@ def _hostfile_launcher(hostfile: Path) -> list[str]:
     hosts = [line for line in lines if line.strip() and not line.startswith("#")]
     if len(hosts) > 1 and shutil.which("pdsh") is None:
         raise ValueError("--hostfile with several hosts needs the command pdsh on this machine.")
-    options = ["--hostfile", str(hostfile), "--no_ssh_check", "--no_local_rank", "--module"]
+    if not hosts:
+        raise ValueError(f"--hostfile: {hostfile} names no host.")
+    options = ["--hostfile", str(hostfile), "--no_ssh_check", "--no_local_rank"]
+    options += ["--master_addr", hosts[0].split()[0], "--module"]
     return ["-m", "deepspeed.launcher.runner", *options, TRAINER[1]]
 
 
