@@ -80,7 +80,7 @@ def test_tiny_walk(tmp_path: Path, tiny_target: Path) -> None:
             time.sleep(0.5)
             job = client.fine_tuning.jobs.retrieve(job.id)
         assert job.status == "succeeded", job.error
-        assert job.fine_tuned_model in draftsmith(home, "models", "list").stdout
+        assert str(job.fine_tuned_model) in draftsmith(home, "models", "list").stdout
 
 
 @pytest.mark.slow
