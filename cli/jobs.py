@@ -66,7 +66,9 @@ def list_jobs(
 ) -> None:
     """Show the newest jobs."""
     found = Server(url, key).get(_JOBS, limit=limit, status=status or []).json()["data"]
-    table = Table("job", "state", "step", "model", "draft", "made", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("job", "state", "step", "model", "draft", "made"):
+        table.add_column(heading, no_wrap=heading in ("job", "draft"), overflow="fold")
     for job in found:
         made = datetime.fromtimestamp(job["created_at"], UTC).strftime("%Y-%m-%d %H:%M UTC")
         steps = f"{job['step']}/{job['total_steps']}"

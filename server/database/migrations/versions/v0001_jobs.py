@@ -68,8 +68,9 @@ def upgrade() -> None:
     )
     op.create_index("jobs_idempotency", "jobs", ["owner", "idempotency_key"], unique=True)
     op.create_index("jobs_leases", "jobs", ["lease_expires_at"], unique=False)
-    order: list[str | sa.TextClause] = ["status", sa.text("priority DESC"), "number"]
-    op.create_index("jobs_queue", "jobs", [*order], unique=False)
+    op.create_index(
+        "jobs_queue", "jobs", ["status", sa.text("priority DESC"), "number"], unique=False
+    )
     op.create_index("jobs_status", "jobs", ["status", "number"], unique=False)
     op.create_index("jobs_owner", "jobs", ["owner", "number"], unique=False)
     op.create_table(
