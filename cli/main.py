@@ -16,6 +16,7 @@ from draftsmith.cli.evaluate import evaluate
 from draftsmith.cli.keys import keys
 from draftsmith.cli.models import models
 from draftsmith.cli.serve import serve
+from draftsmith.cli.student import student
 
 app = typer.Typer(
     name="draftsmith",
@@ -28,6 +29,7 @@ app.command()(demo)
 app.command()(doctor)
 app.add_typer(models, name="models")
 app.command()(distill)
+app.add_typer(student, name="student")
 app.command()(evaluate)
 app.command()(serve)
 app.add_typer(keys, name="keys")

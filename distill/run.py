@@ -28,9 +28,9 @@ from draftsmith.distill.prompts import Prompt, encode_prompts, load_prompts
 from draftsmith.distill.recipe import Recipe
 from draftsmith.distill.rollout import teacher_samplings
 from draftsmith.distill.sampling import Sampling
-from draftsmith.distill.student import check_same_vocabulary, make_student
+from draftsmith.distill.student.initial import initial_student, planned_student
 from draftsmith.distill.teacher import Teacher
-from draftsmith.distill.vocabulary import draft_tokens, frequent_tokens, restrict_head
+from draftsmith.distill.vocabulary import draft_tokens
 
 
 @dataclass(frozen=True)
@@ -81,36 +81,18 @@ def prepare(recipe: Recipe, folder: RunFolder) -> Prepared:
     """
     teacher_folder = Path(recipe.teacher.model)
     # Cheap checks come first: a typo in a prompt file must not cost a model's loading time.
-    train_set = load_prompts(recipe.data.train, limit=recipe.data.limit)
     heldout_set = load_prompts(recipe.data.heldout, limit=recipe.data.heldout_limit)
     tokenizer = load_tokenizer(teacher_folder)
-    prompts = _encode(train_set, tokenizer, recipe, recipe.uses_given_responses)
-    _check_responses(prompts, recipe)
+    prompts = encode_training_prompts(recipe, tokenizer)
     heldout_prompts = _encode(heldout_set, tokenizer, recipe, with_answers=False)
     heldout_given = _given_heldout(heldout_set, tokenizer, recipe)
 
     model = load_model(teacher_folder, torch_dtype(recipe.teacher.dtype)).to(default_device())
-    student = make_student(model, recipe.student, recipe.seed).to(default_device())
-    check_same_vocabulary(model, student)
-    _check_disk(student, recipe, folder.root)
+    _check_disk(planned_student(model, tokenizer, recipe), recipe, folder.root)
     stops = stop_tokens(model, tokenizer)
-    answers = record_answers(
-        folder.root / "answers-train.jsonl",
-        model,
-        _answered_by_the_teacher(prompts, recipe),
-        teacher_samplings(recipe.rollout),
-        seed=recipe.seed,
-        stop_tokens=stops,
-        batch_size=recipe.rollout.batch_size,
-        label="teacher answers",
-    )
-    if recipe.student.vocabulary:
-        texts = [prompt.tokens for prompt in prompts]
-        texts += [answer.tokens for options in answers for answer in options]
-        if recipe.rollout.given_fraction:
-            texts += [prompt.answer for prompt in prompts if prompt.answer]
-        size, vocab_size = recipe.student.vocabulary, model.config.vocab_size
-        restrict_head(student, frequent_tokens(texts, stops, size, vocab_size))
+    path = folder.root / "answers-train.jsonl"
+    answers = record_training_answers(path, recipe, model, prompts, stops)
+    student = initial_student(recipe, model, prompts, answers, stops)
     heldout_answers = record_answers(
         folder.root / "answers-heldout.jsonl",
         model,
@@ -135,6 +117,39 @@ def prepare(recipe: Recipe, folder: RunFolder) -> Prepared:
         answers=answers,
         heldout=heldout,
         heldout_given=heldout_given,
+    )
+
+
+def encode_training_prompts(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase
+) -> list[EncodedPrompt]:
+    """Prompts as tokens, with given responses where they are trained on.
+
+    Raises:
+        ValueError: a line is wrong, or a prompt lacks the response that the objective needs.
+    """
+    train_set = load_prompts(recipe.data.train, limit=recipe.data.limit)
+    prompts = _encode(train_set, tokenizer, recipe, recipe.uses_given_responses)
+    _check_responses(prompts, recipe)
+    return prompts
+
+
+def record_training_answers(
+    path: Path,
+    recipe: Recipe,
+    teacher: PreTrainedModel,
+    prompts: Sequence[EncodedPrompt],
+    stops: Sequence[int],
+) -> list[list[Answer]]:
+    return record_answers(
+        path,
+        teacher,
+        _answered_by_the_teacher(prompts, recipe),
+        teacher_samplings(recipe.rollout),
+        seed=recipe.seed,
+        stop_tokens=stops,
+        batch_size=recipe.rollout.batch_size,
+        label="teacher answers",
     )
 
 

@@ -4,7 +4,8 @@ from draftsmith.distill.sections.data import DataSection
 from draftsmith.distill.sections.evaluate import EvaluateSection
 from draftsmith.distill.sections.export import ExportSection
 from draftsmith.distill.sections.rollout import RolloutSection
-from draftsmith.distill.sections.student import StudentSection
+from draftsmith.distill.sections.stage import StageSection
+from draftsmith.distill.sections.student import LoraSection, StudentSection
 from draftsmith.distill.sections.teacher import TeacherSection
 from draftsmith.distill.sections.train import TrainSection
 
@@ -12,7 +13,9 @@ __all__ = [
     "DataSection",
     "EvaluateSection",
     "ExportSection",
+    "LoraSection",
     "RolloutSection",
+    "StageSection",
     "StudentSection",
     "TeacherSection",
     "TrainSection",

@@ -20,7 +20,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_of_every_command_is_there(home: Path) -> None:
     overview = draftsmith(home, "--help")
     assert overview.returncode == 0
-    for command in ("doctor", "models", "distill", "evaluate", "serve", "keys", "demo"):
+    for command in ("doctor", "models", "distill", "student", "evaluate", "serve", "keys", "demo"):
         assert command in overview.stdout
         assert draftsmith(home, command, "--help").returncode == 0
 
