@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from draftsmith.cli.resolve import resolve_model
+from draftsmith.cli.stages import stage_table
 from draftsmith.distill.folder import RunFolder
 from draftsmith.distill.metrics import read_metrics
 from draftsmith.distill.recipe import builtin_recipes, load_recipe
@@ -48,7 +49,8 @@ def distill(
 
     The student learns from its own responses (on-policy), mixed with recorded answers of the
     teacher. The run's folder gets the resolved recipe, metrics.jsonl, checkpoints, curves.png
-    and the draft as a Hugging Face folder.
+    and the draft as a Hugging Face folder. Each of a recipe's stages is such a run in a folder
+    of its own.
 
     Examples:
 
@@ -61,13 +63,22 @@ def distill(
     if resume and output is None:
         raise ValueError("--resume needs --output: the folder of the run to go on with.")
     home = Home.default().ensure()
-    folder = run_distillation(recipe, overrides or [], output, home, resume=resume, nproc=nproc)
     console = Console(highlight=False, soft_wrap=True)
-    console.print(_summary(folder))
-    console.print(f"draft    {folder.draft}\ncurves   {folder.picture}")
-    if register:
-        version = register_draft(folder, home)
-        console.print(f"registry {version.id}")
+    stages = load_recipe(recipe, overrides).stage_recipes(RunFolder(Path()))
+    if stages:
+        console.print(stage_table(stages))
+    folder = run_distillation(recipe, overrides or [], output, home, resume=resume, nproc=nproc)
+    runs = {f" of stage {name}": folder.stage(name) for name in stages} or {"": folder}
+    for which, run in runs.items():
+        console.print(_summary(run, f"Held-out acceptance{which}"))
+        console.print(f"curves   {run.picture}")
+    console.print(f"draft    {folder.draft}")
+    if not register:
+        return
+    for name, stage in stages.items():
+        if stage.export.kind == "student":  # a model of its own, such as the target of the draft
+            console.print(f"registry {register_draft(folder.stage(name), home).id}")
+    console.print(f"registry {register_draft(folder, home).id}")
 
 
 def run_distillation(
@@ -86,10 +97,11 @@ def run_distillation(
         typer.Exit: the trainer failed; it has said why on stderr.
     """
     parsed = load_recipe(recipe, overrides)  # wrong recipes fail before any model is loaded
-    teacher = resolve_model(parsed.teacher.model, home)
+    models = {field: resolve_model(name, home) for field, name in parsed.models().items()}
     folder = output or home.runs / f"{parsed.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     arguments = ["--recipe", recipe, "--output", str(folder.absolute())]
-    for override in [*overrides, f"teacher.model={json.dumps(str(teacher))}"]:
+    resolved = [f"{field}={json.dumps(str(model))}" for field, model in models.items()]
+    for override in [*overrides, *resolved]:
         arguments += ["--set", override]
     if resume:
         arguments.append("--resume")
@@ -124,10 +136,10 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _summary(folder: RunFolder) -> Table:
+def _summary(folder: RunFolder, title: str) -> Table:
     evaluations = [one for one in read_metrics(folder.metrics) if one["kind"] == "evaluation"]
     before, after = evaluations[0], evaluations[-1]
-    table = Table(title="Held-out acceptance", title_justify="left")
+    table = Table(title=title, title_justify="left")
     table.add_column("")
     table.add_column("before", justify="right")
     table.add_column("after", justify="right")

@@ -12,15 +12,21 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel
 
+from draftsmith.distill.folder import RunFolder
 from draftsmith.distill.manifest import (
+    MANIFEST_NAME,
     Manifest,
+    StageRecord,
     list_files,
+    model_name,
+    read_manifest,
     target_identity,
     write_draft_vocabulary,
     write_manifest,
 )
 from draftsmith.distill.models import load_tokenizer, torch_dtype
 from draftsmith.distill.recipe import Recipe
+from draftsmith.distill.student.lora import merged_state
 from draftsmith.distill.vocabulary import draft_tokens
 
 _VERSIONED = ("draftsmith", "torch", "transformers", "deepspeed")
@@ -41,7 +47,7 @@ def export_draft(
     shutil.rmtree(partial, ignore_errors=True)
     dtype = torch_dtype(recipe.export.dtype)
     # A copy, so that a run can export and then go on training in float32.
-    state = {name: tensor.detach().to(dtype) for name, tensor in student.state_dict().items()}
+    state = {name: tensor.to(dtype) for name, tensor in merged_state(student).items()}
     student.generation_config = GenerationConfig.from_model_config(student.config)
     before = student.config.dtype
     student.config.dtype = dtype
@@ -51,19 +57,46 @@ def export_draft(
     if token_D is not None:
         write_draft_vocabulary(partial, token_D.tolist())
     load_tokenizer(teacher_folder).save_pretrained(partial)
-    target = target_identity(teacher_folder)
-    resolved = recipe.model_copy(
-        update={"teacher": recipe.teacher.model_copy(update={"model": target.name})}
-    )
     manifest = Manifest(
-        kind="draft",
-        target=target,
-        recipe=resolved.model_dump(mode="json"),
+        kind=recipe.export.kind,
+        target=target_identity(teacher_folder),
+        recipe=_portable(recipe),
         versions={name: importlib.metadata.version(name) for name in _VERSIONED},
         evaluation=evaluation,
         files=list_files(partial),
     )
+    _complete(partial, output, manifest)
+    return manifest
+
+
+def export_chain(recipe: Recipe, folder: RunFolder) -> Manifest:
+    """Copy what the last stage made to `folder.draft`, with a manifest of the whole chain."""
+    drafts = {stage.name: folder.stage(stage.name).draft for stage in recipe.stages}
+    made = {name: read_manifest(draft) for name, draft in drafts.items()}
+    *_, (last, manifest) = made.items()
+    partial = folder.draft.with_name(folder.draft.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(drafts[last], partial, ignore=shutil.ignore_patterns(MANIFEST_NAME))
+    records = [
+        StageRecord(
+            name=name,
+            teacher=one.target,
+            weights_fingerprint=target_identity(drafts[name]).weights_fingerprint,
+            evaluation=one.evaluation,
+        )
+        for name, one in made.items()
+    ]
+    whole = manifest.model_copy(update={"recipe": _portable(recipe), "stages": records})
+    _complete(partial, folder.draft, whole)
+    return whole
+
+
+def _portable(recipe: Recipe) -> dict[str, Any]:
+    """As plain data, without paths of this machine."""
+    return recipe.with_models(lambda model: model_name(Path(model))).model_dump(mode="json")
+
+
+def _complete(partial: Path, output: Path, manifest: Manifest) -> None:
     write_manifest(partial, manifest)
     shutil.rmtree(output, ignore_errors=True)
     partial.rename(output)
-    return manifest

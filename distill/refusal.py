@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -21,6 +21,8 @@ def refusal(error: ValidationError, content: dict[str, Any], model: type[BaseMod
     misspelt = ("union_tag_invalid", "extra_forbidden")
     first = sorted(error.errors(), key=lambda one: one["type"] not in misspelt)[0]
     where = [str(part) for part in first["loc"]]
+    if where[0:1] == ["stages"] and len(where) > 1:
+        where[1] = _stage_name(content, int(where[1]))
     if where[:1] == ["objective"] and len(where) > 1:
         del where[1]  # pydantic puts the objective's name before the field's
     message = first["msg"].removeprefix("Value error, ")
@@ -50,9 +52,23 @@ def _suggestion(where: list[str], content: dict[str, Any], model: Any) -> str:
     *sections, field = where
     if sections == ["objective"]:
         return _suggestion_for_objective(field, objective_name(content["objective"]))
+    if sections[:1] == ["stages"]:
+        del sections[1:]  # a stage's own fields; what its tables say is checked by itself
     for section in sections:
-        model = model.model_fields[section].annotation
+        model = _section_of(model.model_fields[section].annotation)
     return _nearest(field, model.model_fields)
+
+
+def _section_of(annotation: Any) -> Any:
+    """The section within `Section`, `Section | None` or `tuple[Section, ...]`."""
+    if not get_args(annotation):
+        return annotation
+    return next(one for one in get_args(annotation) if hasattr(one, "model_fields"))
+
+
+def _stage_name(content: dict[str, Any], index: int) -> str:
+    stage = content["stages"][index]
+    return str(stage.get("name", index)) if isinstance(stage, dict) else str(index)
 
 
 def _suggestion_for_objective(field: str, name: str) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import gc
 import sys
 import time
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from draftsmith.distill import distributed
 from draftsmith.distill.batch import Example, make_batch
 from draftsmith.distill.checkpoint import load_checkpoint, save_checkpoint
 from draftsmith.distill.evaluate import Acceptance, evaluate, prepare_heldout
-from draftsmith.distill.export import export_draft
+from draftsmith.distill.export import export_chain, export_draft
 from draftsmith.distill.folder import RunFolder
 from draftsmith.distill.loss import count_trained
 from draftsmith.distill.metrics import Metrics
@@ -72,7 +73,12 @@ def train(recipe: Recipe, output: Path, *, resume: bool = False) -> RunFolder:
     if state is not None:
         course.restore(state["objective"])
         replay.restore(state["replay"])
-    metrics = Metrics(folder.metrics, start, enabled=distributed.is_main())
+    metrics = Metrics(
+        folder.metrics,
+        start,
+        evaluates_again=start in (0, recipe.train.steps),
+        enabled=distributed.is_main(),
+    )
 
     def measure(step: int, label: str = "") -> Acceptance:
         with whole_student(engine) as student:
@@ -126,9 +132,36 @@ def train(recipe: Recipe, output: Path, *, resume: bool = False) -> RunFolder:
                 save_checkpoint(
                     folder.checkpoints, engine, step + 1, recipe.train.keep_checkpoints, state
                 )
-    export(folder.draft, measure(recipe.train.steps, "evaluation after"))
+    acceptance = measure(recipe.train.steps, "evaluation after")
     if distributed.is_main():
         plot_curves(folder.metrics, folder.picture, recipe.evaluate.num_speculative_tokens)
+    export(folder.draft, acceptance)
+    engine.destroy()
+    return folder
+
+
+def train_stages(recipe: Recipe, output: Path, *, resume: bool = False) -> RunFolder:
+    """Run the stages of `recipe`, each in a folder of its own below `output`.
+
+    What the last one makes becomes the draft of the whole run. A stage that has made its draft is
+    done, and is passed over when the run is resumed.
+
+    Raises:
+        ValueError: names what is wrong with recipe, prompts, models or disk.
+    """
+    folder = open_run(recipe, output, resume)
+    stages = recipe.stage_recipes(folder)
+    for number, (name, stage) in enumerate(stages.items(), start=1):
+        run = folder.stage(name)
+        if run.draft.is_dir():
+            continue
+        if distributed.is_main():
+            print(f"stage {number} of {len(stages)}: {name}", file=sys.stderr)
+        train(stage, run.root, resume=resume)
+        gc.collect()  # models of this stage, before those of the next one are loaded
+    if distributed.is_main():
+        export_chain(recipe, folder)
+    distributed.barrier()
     return folder
 
 
@@ -195,7 +228,8 @@ def main() -> None:
     try:
         recipe = load_recipe(arguments.recipe, arguments.overrides)
         distributed.start_processes()
-        train(recipe, arguments.output, resume=arguments.resume)
+        run = train_stages if recipe.stages else train
+        run(recipe, arguments.output, resume=arguments.resume)
     except ValueError as error:
         sys.exit(f"error: {error}")
     except OSError as error:

@@ -25,13 +25,22 @@ TINY = {
 }
 
 
-def command(target: Path, output: Path, nproc: int = 1, **settings: Any) -> list[str]:
+def command(
+    target: Path, output: Path, nproc: int = 1, *, recipe: str | Path = "tiny", **settings: Any
+) -> list[str]:
     """Command line of a tiny run; settings are recipe fields with `__` for the dot."""
     fields = TINY | {name.replace("__", "."): value for name, value in settings.items()}
     fields["teacher.model"] = str(target)
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
     arguments = [sys.executable, *(launcher if nproc > 1 else [])]
-    arguments += ["-m", "draftsmith.distill.train", "--recipe", "tiny", "--output", str(output)]
+    arguments += [
+        "-m",
+        "draftsmith.distill.train",
+        "--recipe",
+        str(recipe),
+        "--output",
+        str(output),
+    ]
     for name, value in fields.items():
         arguments += ["--set", f"{name}={json.dumps(value)}"]
     return arguments
@@ -59,18 +68,25 @@ def timeless(output: Path) -> list[dict[str, Any]]:
 
 
 def kill_in_the_middle(
-    target: Path, output: Path, after: int, resume: bool, settings: dict[str, Any]
+    target: Path,
+    output: Path,
+    after: int,
+    resume: bool,
+    settings: dict[str, Any],
+    watched: Path | None = None,
 ) -> None:
+    """Kill a run once the run in `watched`, itself or one of its stages, has taken a step."""
+    watched = watched or output
     arguments = command(target, output, **settings) + (["--resume"] if resume else [])
     process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 120
-    while _last_step(output) < after:
+    while _last_step(watched) < after:
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert _last_step(output) < settings["train__steps"], "killed after the end"
+    assert _last_step(watched) < settings["train__steps"], "killed after the end"
 
 
 def _last_step(output: Path) -> int:
