@@ -17,6 +17,7 @@ from rich.table import Table
 
 from draftsmith.cli.resolve import resolve_model
 from draftsmith.cli.rollout_engine import run_with_engine
+from draftsmith.cli.stages import stage_table
 from draftsmith.cli.trainer_process import running_trainer
 from draftsmith.distill.exits import Exit
 from draftsmith.distill.folder import RunFolder
@@ -73,7 +74,8 @@ def distill(
 
     The student learns from its own responses (on-policy), mixed with recorded answers of the
     teacher. The run's folder gets the resolved recipe, metrics.jsonl, checkpoints, curves.png
-    and the draft as a Hugging Face folder.
+    and the draft as a Hugging Face folder. Each of a recipe's stages is such a run in a folder
+    of its own.
 
     Examples:
 
@@ -94,17 +96,26 @@ def distill(
         launcher = _launcher(nproc, nnodes, node_rank, rdzv_endpoint)
     if (nnodes > 1 or hostfile) and output is None:
         raise ValueError("Several machines need --output: a folder that all of them share.")
+    console = Console(highlight=False, soft_wrap=True)
+    stages = load_recipe(recipe, overrides).stage_recipes(RunFolder(Path()))
+    if stages:
+        console.print(stage_table(stages))
     folder = run_distillation(
         recipe, overrides or [], output, home, resume=resume, launcher=launcher
     )
     if not is_finished(folder):
         raise typer.Exit(stopped_code)
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(_summary(folder))
-    console.print(f"draft    {folder.draft}\ncurves   {folder.picture}")
-    if register and node_rank == 0:
-        version = register_draft(folder, home)
-        console.print(f"registry {version.id}")
+    runs = {f" of stage {name}": folder.stage(name) for name in stages} or {"": folder}
+    for which, run in runs.items():
+        console.print(_summary(run, f"Held-out acceptance{which}"))
+        console.print(f"curves   {run.picture}")
+    console.print(f"draft    {folder.draft}")
+    if not register or node_rank > 0:
+        return
+    for name, stage in stages.items():
+        if stage.export.kind == "student":  # a model of its own, such as the target of the draft
+            console.print(f"registry {register_draft(folder.stage(name), home).id}")
+    console.print(f"registry {register_draft(folder, home).id}")
 
 
 def run_distillation(
@@ -127,7 +138,7 @@ def run_distillation(
     parsed = load_recipe(recipe, overrides)  # wrong recipes fail before any model is loaded
     folder = output or home.runs / f"{parsed.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     command = trainer_command(recipe, folder.absolute(), launcher=launcher, resume=resume)
-    for override in [*overrides, *resolved_teacher(parsed, home)]:
+    for override in [*overrides, *resolved_models(parsed, home)]:
         command += ["--set", override]
     if parsed.rollout.engine == "vllm":
         code = run_with_engine(command, trainer_environment(), folder.absolute())
@@ -151,15 +162,18 @@ def is_finished(folder: RunFolder) -> bool:
     return (folder.draft / MANIFEST_NAME).is_file()
 
 
-def resolved_teacher(recipe: Recipe, home: Home) -> list[str]:
-    """Overrides that put folders in place of the teachers' names.
+def resolved_models(recipe: Recipe, home: Home) -> list[str]:
+    """Overrides that put folders in place of models' names.
 
     A store has the tokenizer and the shape of its teacher: unless a student is cut out of it, the
     model itself need not be on this machine.
     """
+    models = recipe.models()
     if recipe.teacher.stored is not None and not recipe.loads_teacher:
-        return []
-    overrides = [f"teacher.model={json.dumps(str(resolve_model(recipe.teacher.model, home)))}"]
+        del models["teacher.model"]
+    overrides = [
+        f"{field}={json.dumps(str(resolve_model(name, home)))}" for field, name in models.items()
+    ]
     if recipe.teacher.members:
         members = [
             one.model_dump() | {"model": str(resolve_model(one.model, home))}
@@ -204,10 +218,10 @@ def _hostfile_launcher(hostfile: Path) -> list[str]:
     return ["-m", "deepspeed.launcher.runner", *options, TRAINER[1]]
 
 
-def _summary(folder: RunFolder) -> Table:
+def _summary(folder: RunFolder, title: str) -> Table:
     evaluations = [one for one in read_metrics(folder.metrics) if one["kind"] == "evaluation"]
     before, after = evaluations[0], evaluations[-1]
-    table = Table(title="Held-out acceptance", title_justify="left")
+    table = Table(title=title, title_justify="left")
     table.add_column("")
     table.add_column("before", justify="right")
     table.add_column("after", justify="right")

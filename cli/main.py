@@ -20,6 +20,7 @@ from draftsmith.cli.keys import keys
 from draftsmith.cli.models import models
 from draftsmith.cli.profile import profile
 from draftsmith.cli.serve import serve
+from draftsmith.cli.student import student
 from draftsmith.cli.teacher import teacher
 from draftsmith.cli.traffic import traffic
 from draftsmith.distill.exits import Exit
@@ -37,6 +38,7 @@ app.add_typer(models, name="models")
 app.add_typer(drafts, name="drafts")
 app.command()(distill)
 app.add_typer(teacher, name="teacher")
+app.add_typer(student, name="student")
 app.command()(evaluate)
 app.command()(profile)
 app.command()(bench)

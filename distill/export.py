@@ -13,16 +13,22 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from draftsmith.distill.folder import RunFolder
 from draftsmith.distill.manifest import (
+    MANIFEST_NAME,
     Manifest,
+    StageRecord,
     TargetIdentity,
     list_files,
+    model_name,
+    read_manifest,
     target_identity,
     write_draft_vocabulary,
     write_manifest,
 )
 from draftsmith.distill.models import load_tokenizer, torch_dtype
 from draftsmith.distill.recipe import Recipe
+from draftsmith.distill.student.lora import merged_state
 from draftsmith.distill.vocabulary import draft_tokens
 
 _VERSIONED = ("draftsmith", "torch", "transformers", "deepspeed")
@@ -47,27 +53,44 @@ def export_draft(
     write_model(student, partial, torch_dtype(recipe.export.dtype))
     load_tokenizer(teacher_folder).save_pretrained(partial)
     target = target or target_identity(teacher_folder)
-    resolved = recipe.model_copy(
-        update={"teacher": recipe.teacher.model_copy(update={"model": target.name})}
-    )
     manifest = Manifest(
-        kind="draft",
+        kind=recipe.export.kind,
         target=target,
-        recipe=resolved.model_dump(mode="json"),
+        recipe=_portable(recipe),
         versions={name: importlib.metadata.version(name) for name in _VERSIONED},
         evaluation=evaluation,
         files=list_files(partial),
     )
-    write_manifest(partial, manifest)
-    shutil.rmtree(output, ignore_errors=True)
-    partial.rename(output)
+    _complete(partial, output, manifest)
     return manifest
 
 
+def export_chain(recipe: Recipe, folder: RunFolder) -> Manifest:
+    """Copy what the last stage made to `folder.draft`, with a manifest of the whole chain."""
+    drafts = {stage.name: folder.stage(stage.name).draft for stage in recipe.stages}
+    made = {name: read_manifest(draft) for name, draft in drafts.items()}
+    *_, (last, manifest) = made.items()
+    partial = folder.draft.with_name(folder.draft.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(drafts[last], partial, ignore=shutil.ignore_patterns(MANIFEST_NAME))
+    records = [
+        StageRecord(
+            name=name,
+            teacher=one.target,
+            weights_fingerprint=target_identity(drafts[name]).weights_fingerprint,
+            evaluation=one.evaluation,
+        )
+        for name, one in made.items()
+    ]
+    whole = manifest.model_copy(update={"recipe": _portable(recipe), "stages": records})
+    _complete(partial, folder.draft, whole)
+    return whole
+
+
 def write_model(student: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:
-    """Weights in `dtype`, config and, where the student has one, its draft vocabulary."""
+    """Weights in `dtype`, adapters merged, config and, where there is one, the draft vocabulary."""
     # A copy, so that a run can export and then go on training in float32.
-    state = {name: tensor.detach().to(dtype) for name, tensor in student.state_dict().items()}
+    state = {name: tensor.to(dtype) for name, tensor in merged_state(student).items()}
     student.generation_config = GenerationConfig.from_model_config(student.config)
     before = student.config.dtype
     student.config.dtype = dtype
@@ -76,3 +99,21 @@ def write_model(student: PreTrainedModel, folder: Path, dtype: torch.dtype) -> N
     token_D = draft_tokens(student)
     if token_D is not None:
         write_draft_vocabulary(folder, token_D.tolist())
+
+
+def _portable(recipe: Recipe) -> dict[str, Any]:
+    """As plain data, without paths of this machine."""
+    named = recipe.with_models(lambda model: model_name(Path(model)))
+    content: dict[str, Any] = named.model_dump(mode="json")
+    teacher = content["teacher"]
+    if teacher["stored"] is not None:
+        teacher["stored"] = Path(teacher["stored"]).name
+    for member in teacher["members"]:
+        member["model"] = model_name(Path(member["model"]))
+    return content
+
+
+def _complete(partial: Path, output: Path, manifest: Manifest) -> None:
+    write_manifest(partial, manifest)
+    shutil.rmtree(output, ignore_errors=True)
+    partial.rename(output)

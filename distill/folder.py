@@ -41,8 +41,12 @@ class RunFolder:
 
     @property
     def draft(self) -> Path:
-        """The trained draft."""
+        """The trained draft, written last: a run that has one is done."""
         return self.root / "draft"
+
+    def stage(self, name: str) -> RunFolder:
+        """The run of one of the recipe's stages, as complete as any other."""
+        return RunFolder(self.root / "stages" / name)
 
     @property
     def picture(self) -> Path:

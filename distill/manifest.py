@@ -49,6 +49,16 @@ class FileEntry(_Strict):
     sha256: str
 
 
+class StageRecord(_Strict):
+    """One run of a chain: who taught, what came of it, and how well it agreed with its teacher."""
+
+    name: str
+    teacher: TargetIdentity
+    weights_fingerprint: str
+    """Of the model that the stage made."""
+    evaluation: dict[str, Any]
+
+
 class Manifest(_Strict):
     schema_version: Literal[1] = 1
     kind: Literal["draft", "student"]
@@ -56,6 +66,8 @@ class Manifest(_Strict):
     recipe: dict[str, Any]
     versions: dict[str, str]
     evaluation: dict[str, Any] = Field(default_factory=dict)
+    stages: list[StageRecord] = Field(default_factory=list)
+    """Where the recipe chains stages: all of them, in the order in which they ran."""
     files: list[FileEntry]
     created_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
@@ -69,12 +81,19 @@ def target_identity(folder: Path, name: str | None = None) -> TargetIdentity:
     config = _read_json(folder / "config.json")
     kept = {key: value for key, value in config.items() if key not in _VOLATILE_CONFIG_KEYS}
     return TargetIdentity(
-        name=name or folder.resolve().name,
+        name=name or model_name(folder),
         config_sha256=_sha256_json(kept),
         weights_fingerprint=_weights_fingerprint(folder),
         tokenizer_sha256=tokenizer_fingerprint(folder),
         vocab_size=int(config.get("vocab_size") or config.get("text_config", {})["vocab_size"]),
     )
+
+
+def model_name(folder: Path) -> str:
+    """What a model is called: as its recipe names it, if it was exported here, else its folder."""
+    recipe = read_manifest(folder).recipe if (folder / MANIFEST_NAME).is_file() else {}
+    named = recipe.get("export", {}).get("name") or recipe.get("name")
+    return str(named or folder.resolve().name)
 
 
 def tokenizer_fingerprint(folder: Path) -> str:

@@ -15,15 +15,21 @@ from draftsmith.distill.loggers import Logger, scalars
 class Metrics:
     """Appends records; after a resume, records of steps that are done again are dropped first.
 
+    evaluates_again: the evaluation of the step that is resumed from is done again, too.
     `enabled` is false in all processes of a run but the first.
     """
 
-    def __init__(self, path: Path, resume_from: int, *, enabled: bool = True) -> None:
+    def __init__(
+        self, path: Path, resume_from: int, *, evaluates_again: bool = False, enabled: bool = True
+    ) -> None:
         self.path, self._enabled = path, enabled
         self.loggers: list[Logger] = []
         if not enabled:
             return
         kept = [record for record in read_metrics(path) if record["step"] <= resume_from]
+        if evaluates_again:
+            again = ("evaluation", resume_from)
+            kept = [record for record in kept if (record["kind"], record["step"]) != again]
         partial = path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
         partial.replace(path)

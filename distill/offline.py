@@ -20,7 +20,7 @@ from draftsmith.distill.models import (
     torch_dtype,
 )
 from draftsmith.distill.sections import EvaluateSection
-from draftsmith.distill.student import check_same_vocabulary
+from draftsmith.distill.student.load import check_same_vocabulary
 from draftsmith.distill.teacher import LiveTeacher
 from draftsmith.distill.vocabulary import restrict_head
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 import operator
 import tomllib
+from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
+from draftsmith.distill.chain import STAGE, stage_contents
+from draftsmith.distill.folder import RunFolder
 from draftsmith.distill.objectives import REGISTRY, DistillSpecSection, ObjectiveSection
 from draftsmith.distill.objectives.objective import DEFAULT_STUDENT_FRACTION
 from draftsmith.distill.refusal import objective_name, refusal
@@ -25,6 +28,7 @@ from draftsmith.distill.sections import (
     ExportSection,
     LogSection,
     RolloutSection,
+    StageSection,
     StudentSection,
     TeacherSection,
     TrainSection,
@@ -52,6 +56,9 @@ class Recipe(Section):
     evaluate: EvaluateSection = EvaluateSection()
     export: ExportSection = ExportSection()
     log: LogSection = LogSection()
+    stages: tuple[StageSection, ...] = ()
+    """Runs one after the other, each with what it changes of the sections above. The last one
+    makes what the recipe is for."""
 
     @model_validator(mode="after")
     def _checkpoints_fall_between_rollouts(self) -> Self:
@@ -99,7 +106,54 @@ class Recipe(Section):
     @property
     def loads_teacher(self) -> bool:
         """Whether the weights of teacher.model are needed at all."""
-        return self.teacher.is_live or self.student.init == "cut"
+        return self.teacher.is_live or self.student.init in ("cut", "importance")
+
+    @model_validator(mode="after")
+    def _stages_are_recipes(self) -> Self:
+        for field, model in self.models().items():
+            if model.startswith(STAGE):
+                raise ValueError(f"{field}: '{model}' has a meaning only within [[stages]]")
+        for name, stage in self.stage_recipes(RunFolder(Path())).items():
+            if stage.rollout.engine == "vllm":
+                raise ValueError(
+                    f"stages.{name}.rollout.engine: an engine is started for one shape of student "
+                    "only: use 'hf' in a recipe with stages"
+                )
+        return self
+
+    def stage_recipes(self, folder: RunFolder) -> dict[str, Recipe]:
+        """Each stage's recipe, in the order in which they run; none where there are no stages.
+
+        Args:
+            folder: of the whole run, where stages find what earlier ones made.
+        """
+        base = self.model_dump(mode="json", exclude={"stages"})
+        recipes = {}
+        for name, content in stage_contents(base, self.stages, folder).items():
+            try:
+                recipes[name] = Recipe.model_validate(content)
+            except ValidationError as error:
+                raise ValueError(f"stages.{name}.{refusal(error, content, Recipe)}") from error
+        return recipes
+
+    def models(self) -> dict[str, str]:
+        """The models that must be there before the run: dotted field -> folder or name."""
+        found = {"teacher.model": self.teacher.model}
+        if self.student.model is not None:
+            found["student.model"] = self.student.model
+        for stage in self.stages:
+            for section, table in (("teacher", stage.teacher), ("student", stage.student)):
+                model = table.get("model")
+                if isinstance(model, str) and not model.startswith(STAGE):
+                    found[f"stages.{stage.name}.{section}.model"] = model
+        return found
+
+    def with_models(self, name_of: Callable[[str], str]) -> Recipe:
+        """This recipe with another name for each model that must be there before the run."""
+        content = self.model_dump(mode="json")
+        for field, model in self.models().items():
+            _assign(content, field, name_of(model))
+        return Recipe.model_validate(content)
 
     @property
     def needs_given_responses(self) -> bool:
@@ -184,9 +238,26 @@ def _apply(content: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
-    *sections, field = dotted.strip().split(".")
+    try:
+        _assign(content, dotted.strip(), value)
+    except ValueError as error:
+        raise ValueError(f"--set {override}: {error}.") from error
+
+
+def _assign(content: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set `section.field`, or `stages.NAME.section.field` in the stage of that name."""
+    *sections, field = dotted.split(".")
+    table: Any = content
     for section in sections:
-        content = content.setdefault(section, {})
-        if not isinstance(content, dict):
-            raise ValueError(f"--set {override}: '{section}' is a field, not a section.")
-    content[field] = value
+        if isinstance(table, list):
+            named = [one for one in table if isinstance(one, dict) and one.get("name") == section]
+            if not named:
+                raise ValueError(f"there is no stage '{section}'")
+            table = named[0]
+        elif isinstance(table, dict):
+            table = table.setdefault(section, {})
+        if not isinstance(table, dict | list):
+            raise ValueError(f"'{section}' is a field, not a section")
+    if isinstance(table, list):
+        raise ValueError("name a stage and its section: stages.NAME.section.field=value")
+    table[field] = value

@@ -21,6 +21,8 @@ def refusal(error: ValidationError, content: dict[str, Any], model: type[BaseMod
     misspelt = ("union_tag_invalid", "extra_forbidden")
     first = sorted(error.errors(), key=lambda one: one["type"] not in misspelt)[0]
     where = [str(part) for part in first["loc"]]
+    if where[0:1] == ["stages"] and len(where) > 1:
+        where[1] = _stage_name(content, int(where[1]))
     if where[:1] == ["objective"] and len(where) > 1:
         del where[1]  # pydantic puts the objective's name before the field's
     message = first["msg"].removeprefix("Value error, ")
@@ -50,17 +52,24 @@ def _suggestion(where: list[str], content: dict[str, Any], model: Any) -> str:
     *sections, field = where
     if sections == ["objective"]:
         return _suggestion_for_objective(field, objective_name(content["objective"]))
+    if sections[:1] == ["stages"]:
+        del sections[1:]  # a stage's own fields; what its tables say is checked by itself
     for section in sections:
         if section.isdigit():
             continue  # a place in a list
-        model = _section_in(model.model_fields[section].annotation)
+        model = _section_of(model.model_fields[section].annotation)
     return _nearest(field, model.model_fields)
 
 
-def _section_in(annotation: Any) -> Any:
-    """The section that a field holds: itself, `Section | None` or `list[Section]`."""
-    inside = [one for one in get_args(annotation) if one is not type(None)]
+def _section_of(annotation: Any) -> Any:
+    """The section that a field holds: itself, `Section | None`, or a list or tuple of them."""
+    inside = [one for one in get_args(annotation) if hasattr(one, "model_fields")]
     return inside[0] if inside else annotation
+
+
+def _stage_name(content: dict[str, Any], index: int) -> str:
+    stage = content["stages"][index]
+    return str(stage.get("name", index)) if isinstance(stage, dict) else str(index)
 
 
 def _suggestion_for_objective(field: str, name: str) -> str:

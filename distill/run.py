@@ -24,7 +24,7 @@ from draftsmith.distill.models import (
 )
 from draftsmith.distill.recipe import Recipe
 from draftsmith.distill.rollout import heldout_examples, serving_sampling, teacher_samplings
-from draftsmith.distill.student import check_same_vocabulary, make_student
+from draftsmith.distill.student.initial import initial_student, planned_student
 from draftsmith.distill.teacher import (
     LiveTeacher,
     Teacher,
@@ -34,7 +34,7 @@ from draftsmith.distill.teacher import (
     open_teachers,
 )
 from draftsmith.distill.texts import prompts_to_answer, read_prompts
-from draftsmith.distill.vocabulary import draft_tokens, frequent_tokens, restrict_head
+from draftsmith.distill.vocabulary import draft_tokens
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,7 @@ def prepare(recipe: Recipe, folder: RunFolder) -> Prepared:
     tokenizer = load_tokenizer(teacher_folder)
     prompts = read_prompts(recipe, tokenizer)
     model = load_teacher(recipe, store)
-    student = make_student(model, recipe.student, recipe.seed).to(default_device())
-    check_same_vocabulary(model, student)
-    _check_disk(student, recipe, folder.root)
+    _check_disk(planned_student(model, tokenizer, recipe), recipe, folder.root)
     stops = stop_tokens(model, tokenizer)
     teacher, target = open_teachers(recipe, store, model, tokenizer, stops, prompts.train)
     how = Answering(recipe.seed, stops, recipe.rollout.batch_size)
@@ -112,13 +110,7 @@ def prepare(recipe: Recipe, folder: RunFolder) -> Prepared:
         how,
         "teacher answers",
     )
-    if recipe.student.vocabulary:
-        texts = [prompt.tokens for prompt in prompts.train]
-        texts += [answer.tokens for options in answers for answer in options]
-        if recipe.rollout.given_fraction:
-            texts += [prompt.answer for prompt in prompts.train if prompt.answer]
-        size, vocab_size = recipe.student.vocabulary, model.config.vocab_size
-        restrict_head(student, frequent_tokens(texts, stops, size, vocab_size))
+    student = initial_student(recipe, model, prompts.train, answers, stops)
     heldout_answers = target.answers(
         folder.root / "answers-heldout.jsonl",
         prompts.heldout,

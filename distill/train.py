@@ -10,6 +10,7 @@ Legend: B sequences, N trained tokens, V vocabulary.
 from __future__ import annotations
 
 import argparse
+import gc
 import math
 import sys
 import time
@@ -26,7 +27,7 @@ from draftsmith.distill.checkpoint import load_checkpoint, save_checkpoint
 from draftsmith.distill.endings import ending
 from draftsmith.distill.evaluate import Acceptance, evaluate, prepare_heldout
 from draftsmith.distill.exits import Diverged, Interrupted
-from draftsmith.distill.export import export_draft
+from draftsmith.distill.export import export_chain, export_draft
 from draftsmith.distill.folder import RunFolder
 from draftsmith.distill.loggers import check_installed, open_loggers
 from draftsmith.distill.loss import count_trained
@@ -86,7 +87,12 @@ def train(recipe: Recipe, output: Path, stop: Stop, *, resume: bool = False) -> 
         course.restore(state["objective"])
         replay.restore(state["replay"])
         ahead.restore(state.get("ahead", {}))
-    metrics = Metrics(folder.metrics, start, enabled=distributed.is_main())
+    metrics = Metrics(
+        folder.metrics,
+        start,
+        evaluates_again=start in (0, recipe.train.steps),
+        enabled=distributed.is_main(),
+    )
     if distributed.is_main():
         metrics.loggers += open_loggers(recipe.log, folder.root, recipe.name, start)
 
@@ -154,10 +160,37 @@ def train(recipe: Recipe, output: Path, stop: Stop, *, resume: bool = False) -> 
                     "the same command with --resume goes on.",
                     saved=True,
                 )
-    export(folder.draft, measure(recipe.train.steps, "evaluation after"))
+    acceptance = measure(recipe.train.steps, "evaluation after")
     if distributed.is_main():
         metrics.close()
         plot_curves(folder.metrics, folder.picture, recipe.evaluate.num_speculative_tokens)
+    export(folder.draft, acceptance)
+    engine.destroy()
+    return folder
+
+
+def train_stages(recipe: Recipe, output: Path, stop: Stop, *, resume: bool = False) -> RunFolder:
+    """Run the stages of `recipe`, each in a folder of its own below `output`.
+
+    What the last one makes becomes the draft of the whole run. A stage that has made its draft is
+    done, and is passed over when the run is resumed.
+
+    Raises:
+        ValueError, Diverged, Interrupted, OSError: as `train`.
+    """
+    folder = open_run(recipe, output, resume)
+    stages = recipe.stage_recipes(folder)
+    for number, (name, stage) in enumerate(stages.items(), start=1):
+        run = folder.stage(name)
+        if run.draft.is_dir():
+            continue
+        if distributed.is_main():
+            print(f"stage {number} of {len(stages)}: {name}", file=sys.stderr)
+        train(stage, run.root, stop, resume=resume)
+        gc.collect()  # models of this stage, before those of the next one are loaded
+    if distributed.is_main():
+        export_chain(recipe, folder)
+    distributed.barrier()
     return folder
 
 
@@ -238,7 +271,8 @@ def main() -> None:
     def run() -> None:
         recipe = load_recipe(arguments.recipe, arguments.overrides)
         distributed.start_processes()
-        train(recipe, arguments.output, stop, resume=arguments.resume)
+        work = train_stages if recipe.stages else train
+        work(recipe, arguments.output, stop, resume=arguments.resume)
 
     try:
         code = ending(run, arguments.output)

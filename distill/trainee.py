@@ -7,6 +7,7 @@ arms gradient reduction; outside of it gradients would silently stay local.
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import deepspeed
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from draftsmith.distill.batch import Batch, response_states
 from draftsmith.distill.distributed import world_size
@@ -26,7 +27,6 @@ from draftsmith.distill.sections import TrainSection
 from draftsmith.distill.vocabulary import (
     draft_tokens,
     head_rows,
-    restrict_head,
     restrict_signal,
 )
 from draftsmith.kernels.signal import HiddenSignal
@@ -51,8 +51,9 @@ class Trainee(torch.nn.Module):
         self.student = student
         self.dtype = dtype
         self.trained_share = trained_share
-        # In lists, which hide them from the engine: a copy is not trained, and the body is the
-        # student's. Only training runs the compiled one: sampling has shapes of its own.
+        # In lists, which hide them from the engine: a copy, for `whole_student` under ZeRO-3, is
+        # not trained, and the body is the student's. Only training runs the compiled one: sampling
+        # has shapes of its own.
         self.copies: list[PreTrainedModel] = []
         self.bodies: list[Callable[..., Any]] = [
             torch.compile(body(student), dynamic=True) if compiled else body(student)
@@ -106,6 +107,7 @@ def start_engine(student: PreTrainedModel, recipe: Recipe, dtype: torch.dtype) -
         student.gradient_checkpointing_enable({"use_reentrant": False})
     if recipe.train.zero_stage == 3:
         deepspeed.zero.register_external_parameter(trainee, head_weight(student))
+        trainee.copies.append(copy.deepcopy(student).eval().requires_grad_(False))
     optimizer = torch.optim.AdamW(
         [parameter for parameter in student.parameters() if parameter.requires_grad],
         lr=recipe.train.learning_rate,
@@ -174,18 +176,11 @@ def whole_student(engine: Any) -> Iterator[PreTrainedModel]:
 
 
 def _gathered_copy(trainee: Trainee) -> PreTrainedModel:
-    if not trainee.copies:
-        with torch.random.fork_rng(), torch.no_grad():
-            copy = AutoModelForCausalLM.from_config(trainee.student.config)
-        token_D = draft_tokens(trainee.student)
-        if token_D is not None:
-            restrict_head(copy, token_D)
-        trainee.copies.append(copy.to(trainee.student.device).eval().requires_grad_(False))
-    (copy,) = trainee.copies
-    for ours, theirs in zip(copy.parameters(), trainee.student.parameters(), strict=True):
+    (whole,) = trainee.copies
+    for ours, theirs in zip(whole.parameters(), trainee.student.parameters(), strict=True):
         with deepspeed.zero.GatheredParameters([theirs]):
             ours.data.copy_(theirs.data)
-    return copy
+    return whole
 
 
 def _deepspeed_config(train: TrainSection) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from draftsmith.distill.sections.evaluate import EvaluateSection
 from draftsmith.distill.sections.export import ExportSection
 from draftsmith.distill.sections.log import LogSection
 from draftsmith.distill.sections.rollout import RolloutSection
-from draftsmith.distill.sections.student import StudentSection
+from draftsmith.distill.sections.stage import StageSection
+from draftsmith.distill.sections.student import LoraSection, StudentSection
 from draftsmith.distill.sections.teacher import TeacherSection
 from draftsmith.distill.sections.train import TrainSection
 
@@ -14,7 +15,9 @@ __all__ = [
     "EvaluateSection",
     "ExportSection",
     "LogSection",
+    "LoraSection",
     "RolloutSection",
+    "StageSection",
     "StudentSection",
     "TeacherSection",
     "TrainSection",

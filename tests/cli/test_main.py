@@ -12,8 +12,8 @@ from tests.cli.commands import DRAFTSMITH, draftsmith, environment, one_sentence
 from tests.tiny import make_target
 
 COMMANDS = [
-    *("doctor", "models", "teacher", "drafts", "distill", "evaluate", "profile", "bench"),
-    *("serve", "jobs", "traffic", "keys", "demo"),
+    *("doctor", "models", "drafts", "distill", "teacher", "student", "evaluate", "profile"),
+    *("bench", "serve", "jobs", "keys", "traffic", "demo"),
 ]
 
 

@@ -27,14 +27,16 @@ TINY = {
 }
 
 
-def command(target: Path, output: Path, nproc: int = 1, **settings: Any) -> list[str]:
+def command(
+    target: Path, output: Path, nproc: int = 1, *, recipe: str | Path = "tiny", **settings: Any
+) -> list[str]:
     """Command line of a tiny run; settings are recipe fields with `__` for the dot."""
     fields = TINY | {name.replace("__", "."): value for name, value in settings.items()}
     fields["teacher.model"] = str(target)
     launcher = ["-m", "draftsmith.distill.train"]
     if nproc > 1:
         launcher = ["-m", "draftsmith.distill.launch", "--nproc", str(nproc), "--"]
-    arguments = [sys.executable, *launcher, "--recipe", "tiny", "--output", str(output)]
+    arguments = [sys.executable, *launcher, "--recipe", str(recipe), "--output", str(output)]
     for name, value in fields.items():
         arguments += ["--set", f"{name}={json.dumps(value)}"]
     return arguments
@@ -63,15 +65,20 @@ def timeless(output: Path) -> list[dict[str, Any]]:
 
 @contextmanager
 def running(
-    arguments: list[str], output: Path, after: int, environment: dict[str, str] | None = None
+    arguments: list[str],
+    output: Path,
+    after: int,
+    environment: dict[str, str] | None = None,
+    watched: Path | None = None,
 ) -> Iterator[subprocess.Popen[str]]:
-    """A run that has just done step `after`; whatever is left of it in the end is killed."""
+    """A run that has just done step `after`, itself or in `watched`, one of its stages; whatever
+    is left of it in the end is killed."""
     process = subprocess.Popen(
         arguments, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment
     )
     try:
         deadline = time.monotonic() + 120
-        while last_step(output) < after:
+        while last_step(watched or output) < after:
             assert process.poll() is None, "the run ended too early"
             assert time.monotonic() < deadline
             time.sleep(0.005)
@@ -83,12 +90,19 @@ def running(
 
 
 def kill_in_the_middle(
-    target: Path, output: Path, after: int, resume: bool, settings: dict[str, Any]
+    target: Path,
+    output: Path,
+    after: int,
+    resume: bool,
+    settings: dict[str, Any],
+    watched: Path | None = None,
 ) -> None:
+    """Kill a run once the run in `watched`, itself or one of its stages, has taken a step."""
+    watched = watched or output
     arguments = command(target, output, **settings) + (["--resume"] if resume else [])
-    with running(arguments, output, after):
+    with running(arguments, output, after, watched=watched):
         pass
-    assert last_step(output) < settings["train__steps"], "killed after the end"
+    assert last_step(watched) < settings["train__steps"], "killed after the end"
 
 
 def last_step(output: Path) -> int:

@@ -115,7 +115,7 @@ def test_errors_name_the_field(
 
 
 def test_missing_recipe_lists_the_builtin_ones() -> None:
-    with pytest.raises(ValueError, match=r"'nope'.*demo, tiny"):
+    with pytest.raises(ValueError, match=r"'nope'.*demo, family, tiny"):
         load_recipe("nope")
 
 

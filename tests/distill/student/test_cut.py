@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 
 from draftsmith.distill.models import load_model
 from draftsmith.distill.sections import StudentSection
-from draftsmith.distill.student import check_same_vocabulary, make_student
+from draftsmith.distill.student import make_student
+from draftsmith.distill.student.load import check_same_vocabulary
 from tests.tiny import make_target
 
 
