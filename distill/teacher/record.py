@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from draftsmith.distill.answers import Answer, Answering, EncodedPrompt
+from draftsmith.distill.exits import Exit
 from draftsmith.distill.manifest import (
     MANIFEST_NAME,
     TargetIdentity,
@@ -269,11 +270,14 @@ def main() -> None:
             shard_bytes=given.shard_bytes,
         )
     except ValueError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(Exit.WRONG_INPUT)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        sys.exit(f"error: No space left on the disk of {given.output}: free some and run it again.")
+        where = f"the disk of {given.output}"
+        print(f"error: No space left on {where}: free some and run it again.", file=sys.stderr)
+        sys.exit(Exit.DISK_FULL)
     print(f"{given.output}: {manifest.texts:,} texts, {manifest.tokens:,} tokens")
 
 

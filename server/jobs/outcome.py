@@ -41,10 +41,6 @@ def failure(status: int, log: Path) -> Failure:
     if status == 0:
         return _UNFINISHED
     found = _BY_STATUS.get(status, _KILLED)
-    if status == 1 and sentence is not None:
-        found = _BY_STATUS[2]  # a sentence rather than a traceback: the user can mend it
-        if sentence.startswith("No space left"):
-            found = _BY_STATUS[4]
     if sentence is None or found is _KILLED:
         return found
     return Failure(found.code, sentence, found.retry, found.wait)

@@ -15,6 +15,7 @@ _TAKEN: dict[str, frozenset[str]] = {
         {
             "init", "layers", "num_layers", "hidden_size", "num_attention_heads",
             "num_key_value_heads", "intermediate_size", "vocabulary", "freeze_embeddings",
+            "calibration_prompts", "lora",
         }
     ),
     "data": frozenset(
@@ -29,7 +30,7 @@ _TAKEN: dict[str, frozenset[str]] = {
     "objective": _EVERY,  # numbers and names, and `reference`, which is looked up
     "train": frozenset(
         {
-            "steps", "batch_size", "micro_batch_size", "batch_tokens", "learning_rate",
+            "steps", "batch_size", "micro_batch_size", "micro_batch_tokens", "learning_rate",
             "min_learning_rate_ratio", "warmup_steps", "weight_decay", "betas", "max_grad_norm",
             "zero_stage", "dtype", "save_every", "eval_every", "keep_checkpoints",
             "gradient_checkpointing",
@@ -50,6 +51,7 @@ _MOST = {
     "rollout.batch_size": 1024,
     "train.batch_size": 4096,
     "train.micro_batch_size": 256,
+    "train.micro_batch_tokens": 1 << 20,
     "train.keep_checkpoints": 10,
 }
 

@@ -81,9 +81,7 @@ def test_bad_data_is_not_tried_again_and_a_dead_trainer_is(site: Site, tmp_path:
     ("status", "log", "code", "retry"),
     [
         (0, "Stopped.", "interrupted", True),
-        (1, "error: recipe: train.steps: wrong.", "invalid_recipe", False),
         (1, "Traceback\nKeyError: 1", "trainer_fault", True),
-        (1, "error: No space left on the disk of run: free some and resume.", "disk_full", True),
         (2, "error: the data are wrong.", "invalid_recipe", False),
         (3, "error: The loss is nan.", "training_diverged", False),
         (4, "error: The disk is full.", "disk_full", True),
