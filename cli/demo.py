@@ -11,7 +11,7 @@ from openai import OpenAI
 from rich.console import Console
 
 from draftsmith.cli.background import served
-from draftsmith.cli.distill import register_draft, run_distillation
+from draftsmith.cli.distill import is_finished, register_draft, run_distillation
 from draftsmith.cli.evaluate import encode, report_table, say
 from draftsmith.cli.evaluation import Report, Workload, evaluate_drafts
 from draftsmith.distill.embedded import EMBEDDED_NAME, pull_embedded
@@ -46,6 +46,8 @@ def demo(
     console.rule("2/5  distil", align="left")
     recipe = load_recipe("demo", overrides)
     run = run_distillation("demo", overrides or [], None, home)
+    if not is_finished(run):
+        raise typer.Exit  # stopped by a signal; the trainer has said how to go on
 
     console.rule("3/5  measure", align="left")
     workload = Workload(
