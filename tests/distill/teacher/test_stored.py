@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from draftsmith.distill.exits import Exit
 from draftsmith.distill.models import load_model
 from draftsmith.distill.recipe import Recipe, load_recipe
 from draftsmith.distill.teacher import SignalStore, open_store
@@ -193,7 +194,7 @@ def test_a_store_of_something_else_is_refused(
     other = make_target(tmp_path_factory.mktemp("other"), seed=3)
     output = tmp_path_factory.mktemp("runs") / "run"
     result = run(other, output, **(SETTINGS | settings), teacher__stored=str(hidden))
-    assert result.returncode == 1
+    assert result.returncode == Exit.WRONG_INPUT
     assert message in result.stderr
 
 
