@@ -57,12 +57,6 @@ class Metrics:
             ("action", "outcome"),
             registry=self.registry,
         )
-
-    def show_draft(self, version: str | None) -> None:
-        """`version`: None for a draft that carries no manifest."""
-        self.draft.clear()
-        self.draft.labels(version or "unregistered").set(1)
-
         self.lookahead = Gauge(
             "draftsmith_lookahead",
             "Tokens drafted a step, as chosen for a number of decoding requests.",
@@ -81,6 +75,11 @@ class Metrics:
             ("engine", "batch", "lookahead"),
             registry=self.registry,
         )
+
+    def show_draft(self, version: str | None) -> None:
+        """`version`: None for a draft that carries no manifest."""
+        self.draft.clear()
+        self.draft.labels(version or "unregistered").set(1)
 
     def show_steps(self, engine: str, report: StepReport) -> None:
         """Take over what the scheduler of `engine` reports; legend in `speculation/report.py`."""

@@ -7,7 +7,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from draftsmith.cli.main import app
 from tests.cli.commands import DRAFTSMITH, draftsmith, environment, one_sentence
 from tests.tiny import make_target
 
@@ -27,7 +29,7 @@ def test_help_of_every_command_is_there(home: Path) -> None:
     assert overview.returncode == 0
     for command in COMMANDS:
         assert command in overview.stdout
-        assert draftsmith(home, command, "--help").returncode == 0
+        assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0
 
 
 def test_the_command_line_does_not_load_torch(home: Path) -> None:

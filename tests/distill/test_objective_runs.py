@@ -69,7 +69,7 @@ def test_a_killed_run_goes_on_bit_by_bit(
     assert (killed / weights).read_bytes() == (whole_runs[name] / weights).read_bytes()
 
 
-@pytest.mark.parametrize("name", sorted(STATEFUL))
+@pytest.mark.parametrize("name", [pytest.param("skew_kl", marks=pytest.mark.slow), "taid"])
 def test_two_processes_take_the_same_steps(
     tiny_target: Path, tmp_path: Path, whole_runs: dict[str, Path], name: str
 ) -> None:
