@@ -19,19 +19,3 @@ from tests.tiny import make_target
 def tiny_target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random Llama with tokenizer, as a Hugging Face folder."""
     return make_target(tmp_path_factory.mktemp("models") / "tiny-target")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two processes of pytest-xdist share the work by file, since fixtures belong to files.
-
-    All that uses the session's engines stays together, so that they start once, and comes first,
-    because it takes longest.
-    """
-    for item in items:
-        group = "engines" if _uses_engines(item) else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: not _uses_engines(item))
-
-
-def _uses_engines(item: pytest.Item) -> bool:
-    return "fleet" in getattr(item, "fixturenames", ())

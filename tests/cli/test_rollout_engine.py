@@ -45,6 +45,7 @@ def start(home: Path, words: list[str]) -> subprocess.Popen[bytes]:
     )
 
 
+@pytest.mark.slow
 def test_a_killed_trainer_takes_its_engine_along(tiny_target: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     process = start(tmp_path, arguments(tiny_target, output, train__steps=100_000))
