@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from draftsmith.server.speculation.acceptance import RecentAcceptance
-from draftsmith.server.speculation.step_times import StepTimes, bucket_of, fill_in
+from draftsmith.server.speculation.goodput import goodput
+from draftsmith.server.speculation.step_times import StepTimes, bucket_of
 
 _LEARN_STEPS = 12
 """Steps of each kind that are tried before the first decision for a batch size."""
@@ -116,9 +117,7 @@ class LookaheadController:
 
     def goodput(self, bucket: int) -> dict[int, float]:
         """Tokens a second of each request by lookahead, as far as step times are known."""
-        seconds = fill_in(self.times.table().get(bucket, {}), range(self.max_lookahead + 1))
-        tokens = self.acceptance.tokens_per_call()
-        return {lookahead: tokens[lookahead] / one for lookahead, one in seconds.items()}
+        return goodput(self.times.row(bucket), self.acceptance.conditional())
 
     def chosen(self) -> dict[int, int]:
         """The lookahead that stands for each batch size met so far."""
@@ -143,11 +142,11 @@ class LookaheadController:
         return lookahead
 
     def _decide(self, bucket: int, course: _Course) -> None:
-        goodput = self.goodput(bucket)
-        if course.lookahead not in goodput:
+        gains = self.goodput(bucket)
+        if course.lookahead not in gains:
             return
-        best = max(goodput, key=lambda lookahead: goodput[lookahead])
-        if goodput[best] > (1 + self.margin) * goodput[course.lookahead]:
+        best = max(gains, key=lambda lookahead: gains[lookahead])
+        if gains[best] > (1 + self.margin) * gains[course.lookahead]:
             course.lookahead = best
             course.probe_gap = _FIRST_PROBE_AFTER
             course.next_probe = course.steps + course.probe_gap

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from draftsmith.server.speculation.acceptance import block_efficiencies
 from draftsmith.server.speculation.controller import LookaheadController
-from draftsmith.server.speculation.step_times import bucket_of, fill_in
+from draftsmith.server.speculation.goodput import goodput
+from draftsmith.server.speculation.step_times import bucket_of
 
 STEPS_NAME = "steps.json"
 
@@ -42,10 +42,7 @@ class StepReport(BaseModel):
 
     def goodput(self, num_decoding: int) -> dict[int, float]:
         """Tokens a second of each of `num_decoding` requests, by lookahead, as far as known."""
-        measured = self.seconds.get(bucket_of(num_decoding), {})
-        seconds = fill_in(measured, range(self.max_lookahead + 1))
-        tokens = block_efficiencies(self.acceptance)
-        return {lookahead: tokens[lookahead] / one for lookahead, one in seconds.items()}
+        return goodput(self.seconds.get(bucket_of(num_decoding), {}), self.acceptance)
 
     def write(self, folder: Path) -> None:
         """Replace the report in `folder`, whole: nobody reads half of one."""

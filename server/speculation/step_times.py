@@ -34,19 +34,14 @@ class StepTimes:
         """Steps of this kind seen so far."""
         return self._counts.get((bucket, lookahead), 0)
 
-    def measured(self, bucket: int, lookahead: int) -> float | None:
-        """Seconds of such a step; None where none was seen."""
-        recent = self._seconds.get((bucket, lookahead))
-        return statistics.median(recent) if recent else None
+    def row(self, bucket: int) -> dict[int, float]:
+        """Median seconds of a step by lookahead, as far as measured for this batch size."""
+        return {k: statistics.median(self._seconds[b, k]) for b, k in self._seconds if b == bucket}
 
     def table(self) -> dict[int, dict[int, float]]:
-        """Seconds of a step by bucket and lookahead, as far as measured, in order."""
-        found: dict[int, dict[int, float]] = {}
-        for bucket, lookahead in sorted(self._seconds):
-            seconds = self.measured(bucket, lookahead)
-            assert seconds is not None
-            found.setdefault(bucket, {})[lookahead] = seconds
-        return found
+        """The rows of all batch sizes, in order."""
+        buckets = sorted({bucket for bucket, _ in self._seconds})
+        return {bucket: dict(sorted(self.row(bucket).items())) for bucket in buckets}
 
 
 def fill_in(measured: dict[int, float], lookaheads: Sequence[int]) -> dict[int, float]:
