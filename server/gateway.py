@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 from fastapi import Request
+from sqlalchemy.exc import SQLAlchemyError
 
 from draftsmith.server.admission import Admission
 from draftsmith.server.batches.store import BatchStore
@@ -15,11 +18,14 @@ from draftsmith.server.errors import ApiError
 from draftsmith.server.files.store import FileStore
 from draftsmith.server.jobs.store import JobStore
 from draftsmith.server.keys import ApiKey, KeyStore
-from draftsmith.server.metrics import Metrics
+from draftsmith.server.metrics import EnginePage, Metrics, merged_text
 from draftsmith.server.served import Served
 from draftsmith.server.settings import ServerSettings
 from draftsmith.server.telemetry import Trace, Tracing
 from draftsmith.server.traffic.log import TrafficLog
+
+_log = logging.getLogger("draftsmith.server")
+_METRICS_TIMEOUT_S = 5.0
 
 
 @dataclass
@@ -85,6 +91,42 @@ class Gateway:
         }.get(state, "The engine is restarting.")
         code = "engine_" + (state if state is not EngineState.READY else EngineState.RESTARTING)
         return ApiError(503, words, code=code, retry_after_s=engine.retry_after_s)
+
+    async def metrics_text(self) -> str:
+        """The gateway's metrics and those of all engines, as one text in Prometheus' format."""
+        metrics = self.metrics
+        metrics.in_flight.set(self.in_flight)
+        metrics.waiting.set(self.admission.waiting)
+        metrics.engine_restarts.set(sum(one.restarts for one in self.engines))
+        for model in self.models.values():
+            for name, engine in (("speculative", model.engine), ("plain", model.plain)):
+                if engine is not None and (report := engine.step_report()) is not None:
+                    metrics.show_steps(model.name, name, report)
+        try:
+            metrics.show_queue(await asyncio.to_thread(self.jobs.figures))
+        except SQLAlchemyError as error:  # what the engines do must be seen all the same
+            _log.warning("The queue's figures are old: %s", error)
+        sides = [(model, one) for model in self.models.values() for one in model.engines]
+        texts = await asyncio.gather(*(_page_of(engine) for _, engine in sides))
+        metrics.engine_up.set(None not in texts)
+        pages = [
+            EnginePage(model.name, model.role_of(engine), text)
+            for (model, engine), text in zip(sides, texts, strict=True)
+            if text is not None
+        ]
+        return merged_text(metrics.text(), pages)
+
+
+async def _page_of(engine: Engine) -> str | None:
+    """The engine's own metrics, empty where it shows none; None while it does not answer."""
+    if engine.client is None:
+        return None
+    try:
+        async with asyncio.timeout(_METRICS_TIMEOUT_S):
+            answer = await engine.client.get("/metrics")
+    except (TimeoutError, httpx.TransportError):
+        return None
+    return answer.text if answer.status_code == 200 else ""
 
 
 def gateway_of(request: Request) -> Gateway:

@@ -1,6 +1,14 @@
-"""The gateway's own Prometheus metrics. Labels are route templates, never raw paths."""
+"""Prometheus metrics: the gateway's own, and one text of them and of all engines' pages.
+
+Labels are route templates, never raw paths.
+"""
 
 from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -8,6 +16,7 @@ from draftsmith.server.jobs.job import Status
 from draftsmith.server.jobs.store import QueueFigures
 from draftsmith.server.speculation.report import StepReport
 
+_log = logging.getLogger("draftsmith.server")
 _SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
@@ -126,3 +135,100 @@ class Metrics:
 
     def text(self) -> str:
         return generate_latest(self.registry).decode()
+
+
+@dataclass(frozen=True)
+class EnginePage:
+    """What one engine says of itself, in Prometheus' text format."""
+
+    model: str
+    role: str
+    """`speculative`, `plain` or `remote`: a model may have two engines."""
+    text: str
+
+
+def merged_text(own: str, pages: Iterable[EnginePage]) -> str:
+    """One text of the gateway's `own` and all pages, each family's HELP and TYPE once.
+
+    Engines use the same names, and vLLM's label `engine` only counts the copies inside one. So each
+    sample of a page gets the labels `model` and `role`; labels that are called so already become
+    `exported_model` and `exported_role`, as Prometheus itself does it. A page that is no such
+    text, and a family that another page shows with another type, are left out with a warning:
+    either would make the whole text worthless.
+    """
+    merged = _families(own)
+    for page in pages:
+        try:
+            theirs = _families(page.text, (("model", page.model), ("role", page.role)))
+        except ValueError as error:
+            _log.warning("The metrics of %s (%s) are left out: %s", page.model, page.role, error)
+            continue
+        for name, family in theirs.items():
+            kept = merged.setdefault(name, family)
+            if kept.kind != family.kind:
+                _log.warning("%s of %s is left out: it is no %s", name, page.model, kept.kind)
+            elif kept is not family:
+                kept.samples += family.samples
+    return "".join(line + "\n" for name, family in merged.items() for line in family.lines(name))
+
+
+@dataclass
+class _Family:
+    help: str | None = None
+    kind: str = "untyped"
+    samples: list[str] = field(default_factory=list)
+
+    def lines(self, name: str) -> list[str]:
+        head = [] if self.help is None else [self.help]
+        return [*head, f"# TYPE {name} {self.kind}", *self.samples]
+
+
+_SAMPLE = re.compile(r"([a-zA-Z_:][\w:]*)\s*(?:\{(.*)\})?\s*(?<=[\s}])(\S+(?:\s+-?\d+)?)", re.ASCII)
+_LABEL = re.compile(r'([a-zA-Z_]\w*)\s*=\s*("(?:[^"\\]|\\.)*")', re.ASCII)
+_SUFFIXES = {"histogram": ("_bucket", "_sum", "_count"), "summary": ("", "_sum", "_count")}
+
+
+def _families(text: str, labels: Iterable[tuple[str, str]] = ()) -> dict[str, _Family]:
+    """The families of a text, in its order, with `labels` added to each sample.
+
+    Read line by line: a parser that takes every label apart would hold up the streams.
+
+    Raises:
+        ValueError: a line is neither a comment nor a sample.
+    """
+    ours = [name for name, _ in labels]
+    added = ",".join(f'{name}="{_escaped(value)}"' for name, value in labels)
+    found: dict[str, _Family] = {}
+    names: frozenset[str] = frozenset()
+    family = _Family()
+    for line in filter(None, map(str.strip, text.split("\n"))):
+        words = line.split(None, 3)
+        if line.startswith("#"):
+            if len(words) == 4 and words[1] in ("HELP", "TYPE"):
+                family = found.setdefault(words[2], _Family())
+                if words[1] == "HELP":
+                    family.help = line
+                else:
+                    family.kind = words[3]
+                names = frozenset(words[2] + end for end in _SUFFIXES.get(family.kind, ("",)))
+            continue
+        sample = _SAMPLE.fullmatch(line)
+        if sample is None:
+            raise ValueError(f"'{line[:80]}' is no sample")
+        name, inside, value = sample.groups("")
+        float(value.split()[0])
+        if name not in names:
+            family, names = found.setdefault(name, _Family()), frozenset({name})
+        if any(one in inside for one in ours):
+            inside = _LABEL.sub(lambda pair: _renamed(pair, ours), inside)
+        inside = ",".join(filter(None, (inside.rstrip(", "), added)))
+        family.samples.append(f"{name}{{{inside}}} {value}" if inside else f"{name} {value}")
+    return found
+
+
+def _renamed(pair: re.Match[str], taken: list[str]) -> str:
+    return f"exported_{pair[0]}" if pair[1] in taken else pair[0]
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

@@ -44,6 +44,12 @@ class Served:
     def engines(self) -> list[Engine]:
         return [self.engine] if self.plain is None else [self.engine, self.plain]
 
+    def role_of(self, engine: Engine) -> str:
+        """What `engine`, one of these, is here: `speculative`, `plain` or `remote`."""
+        if self.remote is not None:
+            return "remote"
+        return "speculative" if engine is self.engine and self.speculates else "plain"
+
     @property
     def remote(self) -> RemoteModel | None:
         return self.engine.config if isinstance(self.engine, RemoteEngine) else None
