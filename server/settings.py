@@ -124,6 +124,9 @@ class Settings(ServerSettings):
     plain_engine: bool = False
     """Run a second engine, without the draft, for what speculation cannot serve."""
 
+    replace_engine: Literal["auto", "beside", "restart"] = "auto"
+    """For a draft of another shape: a second engine that starts `beside` the first and takes over;
+    a `restart`, with 503 meanwhile; `auto`: beside on a CPU with enough memory, else restart."""
     canary_prompts: Path | None = None
     """JSON lines with `prompt` or `messages` that a new draft is tried on; None: built-in ones."""
 
@@ -160,6 +163,18 @@ class Settings(ServerSettings):
             raise ValueError("plain_engine needs a draft: without one the engine is plain already")
         if self.plain_engine and (self.gpu_memory_fraction or 0) > 0.5:
             raise ValueError("with plain_engine each of two engines takes gpu_memory_fraction: 0.5")
+        return self
+
+    @model_validator(mode="after")
+    def _engine_beside_fits(self) -> Settings:
+        if self.replace_engine != "beside" or uses_cpu_wheel():
+            return self
+        engines = 2 + self.plain_engine
+        if self.gpu_memory_fraction is None or engines * self.gpu_memory_fraction > 1:
+            raise ValueError(
+                f"with replace_engine 'beside' {engines} engines share a GPU for a while: set "
+                f"gpu_memory_fraction to {0.9 / engines:.2f}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -1,8 +1,9 @@
 """One deployment: a target behind a name, and the drafts that come and go in its live engine.
 
-A promotion tries the new draft on the canary prompts, in the live engine, and takes it back when
-the target accepts less of it than of the draft before. No request fails meanwhile where only
-weights are exchanged; a draft of another shape needs another engine, and a pause.
+A promotion tries the new draft on the canary prompts, and takes it back when the target accepts
+less of it than of the draft before. One of the same shape is tried in the live engine, and no
+request fails. One of another shape needs another engine: beside the live one, which serves until
+the new one takes over, or after it, with a pause.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ from draftsmith.server.deployments.aliases import Aliases
 from draftsmith.server.deployments.canary import CanaryFailed, load_canary, run_canary
 from draftsmith.server.deployments.event import CanaryFigures, DraftRef, Event
 from draftsmith.server.deployments.journal import Journal
+from draftsmith.server.deployments.room import available_bytes, choose_way
+from draftsmith.server.deployments.second import second_engine
 from draftsmith.server.engine.process import EngineError
 from draftsmith.server.engine.supervisor import Supervisor
 from draftsmith.server.engine.weights import WeightsRefused, load_weights, model_shape
 from draftsmith.server.home import Home
 from draftsmith.server.metrics import Metrics
 from draftsmith.server.pair import check_pair
-from draftsmith.server.registry import Conflict, Registry
+from draftsmith.server.registry import Conflict, Name, Registry
 from draftsmith.server.settings import Settings
 
 _log = logging.getLogger("draftsmith.deployments")
@@ -106,7 +109,8 @@ class Deployment:
         Raises:
             Busy: another change is under way.
             NotReady: the engine does not answer.
-            ValueError: no such draft, or it does not belong to the target; nothing was changed.
+            ValueError: no such draft, it does not belong to the target, or there is no room for
+                the second engine that is asked for; nothing was changed.
         """
         async with self._alone():
             draft = await asyncio.to_thread(self._checked, name_or_id)
@@ -124,7 +128,7 @@ class Deployment:
 
         Raises:
             Busy, NotReady: as `promote`.
-            ValueError: there is none, or its folder is gone.
+            ValueError: there is none, its folder is gone, or there is no room as in `promote`.
         """
         async with self._alone():
             if len(self.drafts) < 2:
@@ -133,6 +137,8 @@ class Deployment:
             await asyncio.to_thread(check_pair, self.settings.target, Path(draft.folder))
             event = await self._begin("rollback", draft, by)
             seen = self.aliases.get("production")
+            if event.way == "beside":
+                return await self._change_beside(event, seen)
             try:
                 event = await self._swap(event)
                 self.aliases.set_production(draft, seen)
@@ -164,11 +170,12 @@ class Deployment:
         self, action: Literal["promote", "rollback"], draft: DraftRef, by: str | None
     ) -> Event:
         self._client()  # an engine that does not answer is not asked to change
-        ours, theirs = (model_shape(Path(one.folder)) for one in (self.draft, draft))
+        way, why = await asyncio.to_thread(self._way_to, draft)
         event = Event(
             deployment=self.name,
             action=action,
-            way="exchange" if ours.difference(theirs) is None else "restart",
+            way=way,
+            why=why,
             previous=self.draft,
             draft=draft,
             by=by,
@@ -176,28 +183,39 @@ class Deployment:
         )
         return await asyncio.to_thread(self._journal.begin, event)
 
+    def _way_to(self, draft: DraftRef) -> tuple[Literal["exchange", "beside", "restart"], str]:
+        """Raises ValueError where the settings name a way that is closed."""
+        ours, theirs = (model_shape(Path(one.folder)) for one in (self.draft, draft))
+        difference = ours.difference(theirs)
+        if difference is None:
+            return "exchange", "Both drafts have the same shape."
+        config = replace(self.supervisor.config, draft=Path(draft.folder))
+        way, why = choose_way(self.settings.replace_engine, config, available_bytes())
+        return way, f"The draft has another shape: {difference}. {why}"
+
     async def _try(self, event: Event, min_share: float) -> Event:
         """Measure the draft of before, swap, measure the new one, and decide."""
         seen = self.aliases.get("production")
         try:
-            before, answers = await self._canary()
+            before, answers = await self._canary(self._client())
         except (CanaryFailed, NotReady) as error:
             return await self._end(event, "failed", f"Nothing was changed: {error}.")
         event = event.model_copy(update={"before": before})
+        if event.way == "beside":
+            return await self._change_beside(event, seen, answers, min_share)
         try:
             event = await self._swap(event)
             starts = self.supervisor.starts
-            after, others = await self._canary()
+            after, others = await self._canary(self._client())
         except WeightsRefused as error:  # before anything was changed
             return await self._end(event, "failed", str(error))
         except (*_SWAP_ERRORS, CanaryFailed) as error:
             await self._swap_back(event)
             return await self._end(event, "failed", str(error))
-        same = sum(map(operator.eq, answers, others)) / len(answers)
-        event = event.model_copy(update={"after": after, "same_answers": same})
-        if _per_draft(after) < min_share * _per_draft(before):
+        event = _compared(event, after, answers, others)
+        if (verdict := _against(event, min_share)) is not None:
             await self._swap_back(event)
-            return await self._end(event, "rolled_back", _too_little(before, after, min_share))
+            return await self._end(event, "rolled_back", verdict)
         if self.supervisor.starts != starts:
             await self._swap_back(event)
             return await self._end(event, "failed", "The engine restarted during the trial.")
@@ -208,9 +226,44 @@ class Deployment:
             return await self._end(event, "failed", str(error))
         return await self._end(event, "done")
 
-    async def _canary(self) -> tuple[CanaryFigures, list[str]]:
+    async def _change_beside(
+        self,
+        event: Event,
+        seen: Name | None,
+        answers: list[str] | None = None,
+        min_share: float = 0,
+    ) -> Event:
+        """Start an engine with `event.draft`, try it, and let it take over from the live one.
+
+        The live one serves until then, whatever becomes of the other.
+
+        Args:
+            answers: what the live one said to the canary prompts; None: no trial.
+        """
+        verdict = None
+        try:
+            async with second_engine(self.supervisor, Path(event.draft.folder)) as second:
+                if answers is not None:
+                    after, others = await self._canary(second.client)
+                    event = _compared(event, after, answers, others)
+                    verdict = _against(event, min_share)
+                if verdict is None:
+                    second.check()
+                    self.aliases.set_production(event.draft, seen)
+                    began = time.perf_counter()
+                    retired = second.take_over(self.settings.drain_timeout_s)
+                    swap_ms = round(1000 * (time.perf_counter() - began), 1)
+        except (EngineError, CanaryFailed, Conflict) as error:
+            return await self._end(event, "failed", str(error))
+        if verdict is not None:
+            return await self._end(event, "rolled_back", verdict)
+        event = await self._end(event.model_copy(update={"swap_ms": swap_ms}), "done")
+        await asyncio.shield(retired)  # there is no room for a third engine
+        return event
+
+    async def _canary(self, client: httpx.AsyncClient) -> tuple[CanaryFigures, list[str]]:
         lookahead = self.settings.num_speculative_tokens
-        return await run_canary(self._client(), self.name, lookahead, self._questions)
+        return await run_canary(client, self.name, lookahead, self._questions)
 
     async def _swap(self, event: Event) -> Event:
         """Put `event.draft` into the engine; returns the event with the time that it took."""
@@ -275,13 +328,19 @@ class Deployment:
         return client
 
 
-def _per_draft(figures: CanaryFigures) -> float:
-    """Mean number of accepted tokens a proposal."""
-    return figures.accepted / figures.drafts
+def _compared(event: Event, after: CanaryFigures, answers: list[str], others: list[str]) -> Event:
+    same = sum(map(operator.eq, answers, others)) / len(answers)
+    return event.model_copy(update={"after": after, "same_answers": same})
 
 
-def _too_little(before: CanaryFigures, after: CanaryFigures, min_share: float) -> str:
+def _against(event: Event, min_share: float) -> str | None:
+    """What speaks against the draft after its trial; None: nothing."""
+    assert event.before is not None
+    assert event.after is not None
+    before, after = event.before.per_draft, event.after.per_draft
+    if after >= min_share * before:
+        return None
     return (
-        f"Of a proposal {_per_draft(after):.2f} tokens were accepted, with the draft of before "
-        f"{_per_draft(before):.2f}; at least {min_share:.0%} of that was asked for."
+        f"Of a proposal {after:.2f} tokens were accepted, with the draft of before {before:.2f}; "
+        f"at least {min_share:.0%} of that was asked for."
     )

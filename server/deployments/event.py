@@ -33,6 +33,11 @@ class CanaryFigures(_Frozen):
     tokens_per_second: float
     """Of all canary requests together; other traffic slows it down."""
 
+    @property
+    def per_draft(self) -> float:
+        """Mean number of accepted tokens a proposal."""
+        return self.accepted / self.drafts
+
 
 class Event(_Frozen):
     """One attempt to serve another draft. `id` is 0 until it is stored."""
@@ -42,8 +47,11 @@ class Event(_Frozen):
     action: Literal["promote", "rollback"]
     outcome: Literal["running", "done", "rolled_back", "failed", "interrupted"] = "running"
     """`rolled_back`: the canary set was against it; `interrupted`: the server ended meanwhile."""
-    way: Literal["exchange", "restart"]
-    """Weights exchanged in the live engine, or another engine started."""
+    way: Literal["exchange", "beside", "restart"]
+    """Weights exchanged in the live engine; a second engine beside it that takes over; or the
+    engine stopped, and another one started."""
+    why: str = ""
+    """Of the way."""
     previous: DraftRef
     draft: DraftRef
     before: CanaryFigures | None = None
@@ -51,7 +59,8 @@ class Event(_Frozen):
     same_answers: float | None = None
     """Share of canary answers that are the same before and after; rounding may change a few."""
     swap_ms: float | None = None
-    """Milliseconds for which no token came, at most: the exchange, or the restart."""
+    """Milliseconds for which no token came, at most: the exchange, the change of engines, or the
+    restart."""
     reason: str = ""
     by: str | None = None
     """Name of the API key."""

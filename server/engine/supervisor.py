@@ -37,6 +37,8 @@ class Supervisor:
 
     `config` is what the next start of the engine takes; what was exchanged in the live engine
     must be written there too, or a restart brings back what was before.
+
+    An engine that somebody has started beside this one takes its place by `adopt`.
     """
 
     def __init__(
@@ -67,6 +69,10 @@ class Supervisor:
         self._replacement: _Replacement | None = None
         self._suspension: asyncio.Event | None = None
         """Set once the engine is gone that shall not run for a while."""
+        self._adopted = False
+        """`_engine` runs already and is not watched yet."""
+        self._retired: EngineProcess | None = None
+        self._retirement: asyncio.Task[None] | None = None
         self._suspended_for = ""
         self._boot_began = time.monotonic()
         self._boot_s = _FIRST_BOOT_GUESS_S
@@ -81,6 +87,8 @@ class Supervisor:
         self._stopping = True
         if self._task is not None:
             await asyncio.wait({self._task})
+        if self._retirement is not None:
+            await asyncio.wait({self._retirement})
         if self.state is not EngineState.FAILED:
             self._set(EngineState.STOPPED, "the server is shutting down")
 
@@ -88,6 +96,18 @@ class Supervisor:
     def client(self) -> httpx.AsyncClient | None:
         """A pooled client of the engine while it is ready."""
         return self._client if self.state is EngineState.READY else None
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the server is shutting down: no engine may be started any more."""
+        return self._stopping
+
+    @property
+    def spare_log(self) -> Path:
+        """A log file, of two in turns, that the present engine does not write."""
+        beside = self.log_file.with_stem(f"{self.log_file.stem}-beside")
+        taken = self._engine is not None and self._engine.log_file == beside
+        return self.log_file if taken else beside
 
     def step_report(self) -> StepReport | None:
         """What the engine's scheduler knows about its steps, None while there is no engine."""
@@ -126,6 +146,42 @@ class Supervisor:
         finally:
             self._replacement = None
 
+    def adopt(
+        self, engine: EngineProcess, client: httpx.AsyncClient, drain_timeout_s: float
+    ) -> asyncio.Task[None]:
+        """Let `engine`, which answers on `client`, take every request from now on.
+
+        The engine of before ends what is inside it, for at most `drain_timeout_s` seconds, and is
+        stopped: the task that is returned ends with that.
+        """
+        assert not self._stopping, "the server is shutting down"
+        before, its_client, its_load = self._engine, self._client, self.load
+        self._engine, self._client, self._adopted = engine, client, True
+        # Requests leave the load that they have entered, so that each engine's can be told apart.
+        self.config, self.load = engine.config, Load()
+        self.starts += 1
+        self._boot_began = time.monotonic()
+        self._set(EngineState.READY, "")
+        if before is None or its_client is None:  # dead or not there yet: `_supervise` ends it
+            return asyncio.create_task(asyncio.sleep(0))
+        self._retired = before
+        self._retirement = asyncio.create_task(
+            self._retire(before, its_client, its_load, drain_timeout_s)
+        )
+        return self._retirement
+
+    async def _retire(
+        self, engine: EngineProcess, client: httpx.AsyncClient, load: Load, timeout_s: float
+    ) -> None:
+        end = time.monotonic() + timeout_s
+        while load.in_flight and engine.running and time.monotonic() < end and not self._stopping:
+            await asyncio.sleep(_POLL_S)
+        if load.in_flight:
+            _log.warning("%d requests had to end with the engine of before.", load.in_flight)
+        with contextlib.suppress(httpx.TransportError):
+            await client.aclose()  # what still streams ends with an error event, not with `abort`
+        await asyncio.to_thread(engine.stop)
+
     async def suspend(self, reason: str) -> None:
         """Stop the engine until `wake`; returns when nothing of it is left. Repeating is harmless.
 
@@ -147,6 +203,9 @@ class Supervisor:
         try:
             await self._supervise(after)
         finally:
+            if self._engine is not None:  # adopted in the last moment, perhaps
+                await self._close_client()
+                await asyncio.to_thread(self._engine.stop)
             if self._replacement is not None:
                 self._replacement.fail(EngineError("The server is shutting down."))
 
@@ -155,14 +214,20 @@ class Supervisor:
             await asyncio.sleep(_POLL_S)
         pause = 0.0
         while not self._stopping:
-            await self._stay_suspended()
+            if not self._adopted:
+                await self._stay_suspended()
             if self._stopping:
                 return
-            engine = self._engine = EngineProcess(self.config, self.log_file)
-            self._boot_began = time.monotonic()
+            booted, self._adopted = self._adopted, False
+            if not booted:
+                self._engine = EngineProcess(self.config, self.log_file)
+                self._boot_began = time.monotonic()
+            engine = self._engine
+            assert engine is not None
             try:
-                await self._boot(engine)
-                self._boot_s = time.monotonic() - self._boot_began
+                if not booted:
+                    await self._boot(engine)
+                    self._boot_s = time.monotonic() - self._boot_began
                 if self._replacement is not None and self._replacement.taken:
                     self._replacement.succeed()
                 await self._watch(engine)
@@ -173,7 +238,11 @@ class Supervisor:
             except _ReplaceRequested as request:
                 self.config = request.replacement.take()
                 continue
+            except _Superseded:
+                continue
             except EngineError as error:
+                if self._engine is not engine:
+                    continue
                 self._set(EngineState.RESTARTING, str(error))
                 if self._replacement is not None and self._replacement.taken:
                     self.config = self._replacement.before
@@ -184,9 +253,13 @@ class Supervisor:
                     self.failed.set()
                     return
             finally:
-                await self._close_client()
-                await asyncio.to_thread(engine.stop)
+                if self._engine is engine:
+                    await self._close_client()
+                if self._retired is not engine:
+                    await asyncio.to_thread(engine.stop)
             self.restarts += 1
+            if self._adopted:
+                continue
             lived = time.monotonic() - self._boot_began
             pause = 0.0 if lived > _STEADY_S else min(_MAX_BACKOFF_S, max(1.0, 2 * pause))
             _log.error("%s Starting it again in %.0f s.", self.reason, pause)
@@ -207,15 +280,14 @@ class Supervisor:
                 raise _StopRequested
             if self._suspension is not None:
                 raise _SuspendRequested
+            self._check_current(engine)
             self.reason = f"the engine is starting: {stage}, {elapsed_s:.0f} s so far"
 
         self.reason = "the engine is starting"
         await asyncio.to_thread(engine.start)
         await asyncio.to_thread(engine.wait_ready, self.start_timeout_s, progress)
-        transport = httpx.AsyncHTTPTransport(uds=str(engine.socket), limits=POOL)
-        self._client = httpx.AsyncClient(
-            transport=transport, base_url="http://engine", timeout=httpx.Timeout(None, connect=5.0)
-        )
+        self._check_current(engine)
+        self._client = client_of(engine)
         self.starts += 1
         self._set(EngineState.READY, "")
 
@@ -224,8 +296,9 @@ class Supervisor:
 
         vLLM's API server outlives its engine core by some seconds; its /health tells.
         """
-        assert self._client is not None
-        stall = StallWatch(engine, self._client, self.load, self.stall_timeout_s)
+        client = self._client
+        assert client is not None
+        stall = StallWatch(engine, client, self.load, self.stall_timeout_s)
         next_health = time.monotonic() + _HEALTH_EVERY_S
         while engine.running:
             if self._suspension is not None:
@@ -233,25 +306,33 @@ class Supervisor:
             if self._replacement is not None and not self._replacement.taken:
                 raise _ReplaceRequested(self._replacement)
             await self._sleep(_POLL_S)
+            self._check_current(engine)
             if time.monotonic() < next_health:
                 continue
             next_health = time.monotonic() + _HEALTH_EVERY_S
             try:
-                healthy = (await self._client.get("/health", timeout=2.0)).status_code == 200
+                healthy = (await client.get("/health", timeout=2.0)).status_code == 200
             except httpx.TimeoutException:
                 healthy = True  # busy, not dead; or it hangs
             except httpx.TransportError:
                 healthy = False
+            self._check_current(engine)
             if not healthy:
                 break
             if stall.hangs():
                 self._set(EngineState.RESTARTING, "The engine hung.")
                 return
+        self._check_current(engine)
         self._set(EngineState.RESTARTING, f"The engine died: {engine.last_words()}")
+
+    def _check_current(self, engine: EngineProcess) -> None:
+        """Raises _Superseded where `adopt` has put another in the place of `engine`."""
+        if self._engine is not engine:
+            raise _Superseded
 
     async def _sleep(self, seconds: float) -> None:
         end = time.monotonic() + seconds
-        while not self._stopping and time.monotonic() < end:
+        while not self._stopping and not self._adopted and time.monotonic() < end:
             await asyncio.sleep(min(_POLL_S, max(0.0, end - time.monotonic())))
         if self._stopping:
             raise _StopRequested
@@ -266,8 +347,20 @@ class Supervisor:
         self.state, self.reason = state, reason
 
 
+def client_of(engine: EngineProcess) -> httpx.AsyncClient:
+    """A pooled client of an engine that answers. Close it."""
+    transport = httpx.AsyncHTTPTransport(uds=str(engine.socket), limits=POOL)
+    return httpx.AsyncClient(
+        transport=transport, base_url="http://engine", timeout=httpx.Timeout(None, connect=5.0)
+    )
+
+
 class _StopRequested(Exception):
     """`stop` was called; unwinds a start or a pause."""
+
+
+class _Superseded(Exception):
+    """`adopt` was called; ends a start of the engine of before, or the watch over it."""
 
 
 class _SuspendRequested(Exception):

@@ -19,7 +19,6 @@ from tests.cli.commands import draftsmith, one_sentence
 from tests.server.conftest import Fleet, Models
 from tests.server.drafts import export_draft
 from tests.server.processes import MODEL, GatewayProcess
-from tests.tiny import make_target
 
 K = 3
 BASE = f"/v1/deployments/{MODEL}"
@@ -43,8 +42,6 @@ def registry(fleet: Fleet, models: Models, tmp_path_factory: pytest.TempPathFact
     register("perfect", models.target)
     register("random", models.other)
     register("stranger", models.other, models.other)
-    narrow = make_target(folder / "narrow-model", max_position_embeddings=4096, hidden_size=32)
-    register("narrow", narrow)
     poisoned = Path(shutil.copytree(models.target, folder / "poisoned-model"))
     tensors = load_file(poisoned / "model.safetensors")
     tensors["model.norm.weight"][:] = float("inf")
@@ -119,6 +116,7 @@ def test_a_better_draft_stays_and_nobody_notices(
     assert len(traffic.answers) > 8
     assert set(traffic.answers) == {text}
     assert (event["outcome"], event["way"]) == ("done", "exchange"), event
+    assert event["why"] == "Both drafts have the same shape."
     assert event["before"]["block_efficiency"] == pytest.approx(tau, abs=1)
     assert event["after"]["block_efficiency"] == pytest.approx(K + 1, rel=0.02)
     assert event["same_answers"] == 1
@@ -222,45 +220,3 @@ def test_one_call_goes_back(http: httpx.Client) -> None:
     assert "nothing to roll back to" in last.json()["error"]["message"]
     newest = http.get(f"{BASE}/events", params={"limit": 1}).json()["data"]
     assert [one["id"] for one in newest] == [event["id"]]
-
-
-@pytest.mark.slow
-def test_a_draft_of_another_shape_gets_another_engine_and_one_call_goes_back(
-    fleet: Fleet, http: httpx.Client
-) -> None:
-    """Running requests end, new ones are told to wait, and the text stays what it was."""
-    text, _ = ask(http)
-    stream: Any = fleet.partial.openai().chat.completions.create(
-        **QUESTION | {"max_tokens": 2000}, stream=True
-    )
-    next(stream)
-    codes: set[int] = set()
-    done = threading.Event()
-
-    def knock() -> None:
-        while not done.is_set():
-            with fleet.partial.client() as client:
-                answer = client.post("/v1/chat/completions", json=QUESTION)
-            codes.add(answer.status_code)
-            assert answer.status_code == 200 or 1 <= int(answer.headers["retry-after"]) <= 120
-            done.wait(0.2)
-
-    knocker = threading.Thread(target=knock)
-    knocker.start()
-    try:
-        event = post(http, "promote", draft="narrow", min_share=0)
-    finally:
-        done.set()
-        knocker.join()
-    assert [one.choices[0].finish_reason for one in stream][-1] in ("stop", "length")
-    assert codes == {200, 503}
-    assert (event["outcome"], event["way"]) == ("done", "restart"), event
-    assert event["after"]["block_efficiency"] < 2
-    print(f"restart took {event['swap_ms']} ms")
-    assert ask(http)[0] == text
-
-    back = post(http, "rollback")
-    assert (back["outcome"], back["way"]) == ("done", "restart")
-    answer, tau = ask(http)
-    assert answer == text
-    assert 2 < tau < K
