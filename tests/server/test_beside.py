@@ -40,7 +40,7 @@ def start(home: Path, models: Models, narrow: Path, **settings: str) -> GatewayP
     draft = export_draft(narrow, models.target, home.parent / f"{home.name}-narrow")
     Registry(Home(home)).register(draft, "narrow")
     gateway = GatewayProcess(home, models.target, models.target, **settings)
-    gateway.wait_ready(300)
+    gateway.wait_ready(600)
     return gateway
 
 
@@ -179,7 +179,7 @@ def test_what_took_over_is_watched_and_comes_again(gateway: GatewayProcess) -> N
     (victim,) = (one for one in gateway.family() if "EngineCore" in command_of(one))
     os.kill(victim, signal.SIGKILL)
     wait_until(lambda: gateway.get("/ready").status_code == 503, 30, "the crash is noticed")
-    gateway.wait_ready(300)
+    gateway.wait_ready(600)
     assert tau(gateway) == pytest.approx(1, abs=0.5)
     assert "draftsmith_engine_restarts 1.0" in gateway.get("/metrics").text
 
