@@ -40,7 +40,11 @@ def start(home: Path, models: Models, narrow: Path, **settings: str) -> GatewayP
     draft = export_draft(narrow, models.target, home.parent / f"{home.name}-narrow")
     Registry(Home(home)).register(draft, "narrow")
     gateway = GatewayProcess(home, models.target, models.target, **settings)
-    gateway.wait_ready(600)
+    try:
+        gateway.wait_ready(600)
+    except BaseException:
+        gateway.stop()
+        raise
     return gateway
 
 
