@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
-from starlette.responses import PlainTextResponse
 
 from draftsmith.server import system
 from draftsmith.server.admission import Admission
@@ -125,14 +124,6 @@ def create_app(
     app.state.gateway = gateway
     install_error_handlers(app)
     app.add_middleware(Gate, gateway=gateway)
-
-    # Before the routes of `system`, whose page of this name shows the first engine only.
-    @app.get("/metrics")
-    async def all_metrics() -> PlainTextResponse:
-        """The gateway's metrics and those of all engines."""
-        text = await gateway.metrics_text()
-        return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
-
     app.include_router(system.router)
     app.include_router(deployment_routes.router)
     app.include_router(routes.router)

@@ -107,7 +107,7 @@ class Gateway:
         except SQLAlchemyError as error:  # what the engines do must be seen all the same
             _log.warning("The queue's figures are old: %s", error)
         sides = [(model, one) for model in self.models.values() for one in model.engines]
-        texts = await asyncio.gather(*(_page_of(engine) for _, engine in sides))
+        texts = await asyncio.gather(*(page_of(engine) for _, engine in sides))
         metrics.engine_up.set(None not in texts)
         pages = [
             EnginePage(model.name, model.role_of(engine), text)
@@ -117,7 +117,7 @@ class Gateway:
         return merged_text(metrics.text(), pages)
 
 
-async def _page_of(engine: Engine) -> str | None:
+async def page_of(engine: Engine) -> str | None:
     """The engine's own metrics, empty where it shows none; None while it does not answer."""
     if engine.client is None:
         return None

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from typing import Any
 
 import httpx
 from fastapi import APIRouter, Request
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from draftsmith.server.engine.interface import Engine, EngineState
+from draftsmith.server.engine.interface import EngineState
 from draftsmith.server.errors import ApiError
-from draftsmith.server.gateway import gateway_of
+from draftsmith.server.gateway import gateway_of, page_of
 
-_log = logging.getLogger("draftsmith.server")
 router = APIRouter()
 
 
@@ -48,22 +44,8 @@ async def ready(request: Request) -> Response:
 
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
-    """The gateway's metrics, then those of the first model's engine, untouched."""
-    gateway = gateway_of(request)
-    gateway.metrics.in_flight.set(gateway.in_flight)
-    gateway.metrics.waiting.set(gateway.admission.waiting)
-    gateway.metrics.engine_restarts.set(sum(one.restarts for one in gateway.engines))
-    for model in gateway.models.values():
-        for name, engine in (("speculative", model.engine), ("plain", model.plain)):
-            if engine is not None and (report := engine.step_report()) is not None:
-                gateway.metrics.show_steps(model.name, name, report)
-    try:
-        gateway.metrics.show_queue(await asyncio.to_thread(gateway.jobs.figures))
-    except SQLAlchemyError as error:  # what the engine does must be seen all the same
-        _log.warning("The queue's figures are old: %s", error)
-    texts = [await _metrics_of(model.engine) for model in gateway.models.values()]
-    gateway.metrics.engine_up.set(None not in texts)
-    return _exposition(gateway.metrics.text() + (texts[0] or ""))
+    """The gateway's metrics and those of all engines."""
+    return _exposition(await gateway_of(request).metrics_text())
 
 
 @router.get("/metrics/plain")
@@ -72,22 +54,13 @@ async def plain_metrics(request: Request) -> Response:
     plain = gateway_of(request).first.plain
     if plain is None:
         raise ApiError(404, "There is no plain engine: set plain_engine.", code="unknown_url")
-    return _exposition(await _metrics_of(plain) or "")
+    return _exposition(await page_of(plain) or "")
 
 
 @router.get("/metrics/models/{model:path}")
 async def model_metrics(request: Request, model: str) -> Response:
     """The metrics of one model's engine; with several models each has a page."""
-    return _exposition(await _metrics_of(gateway_of(request).model(model).engine) or "")
-
-
-async def _metrics_of(engine: Engine) -> str | None:
-    if engine.client is None:
-        return None
-    try:
-        return (await engine.client.get("/metrics", timeout=5.0)).text
-    except httpx.TransportError:
-        return None
+    return _exposition(await page_of(gateway_of(request).model(model).engine) or "")
 
 
 def _exposition(text: str) -> Response:
