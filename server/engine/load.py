@@ -44,6 +44,8 @@ class _Rounds:
     tokens_per_second: list[float]
     seconds: list[float]
     answers: list[list[int]]
+    drafts: int = 0
+    accepted: int = 0
 
 
 def measure_load(
@@ -54,6 +56,7 @@ def measure_load(
     concurrency: int,
     rounds: int,
     sampling: Mapping[str, Any],
+    own_sampling: Mapping[str, Mapping[str, Any]] | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, LoadResult]:
     """Let every engine answer all prompts in each round, `concurrency` at a time.
@@ -62,13 +65,18 @@ def measure_load(
         prompts: token ids; the more of them beside `concurrency`, the less the tail weighs.
         baseline: name of the engine that the others are compared with.
         sampling: fields of `/v1/completions`, `max_tokens` among them.
+        own_sampling: by name, what goes before `sampling`; two names may stand for one engine.
         progress: gets the number of answers since the last call.
 
     Raises:
         EngineError: an engine refused a prompt or went away.
     """
     assert baseline in engines, "the baseline is one of the engines"
-    probes = {name: Probe(name, engine, dict(sampling)) for name, engine in engines.items()}
+    own = own_sampling or {}
+    probes = {
+        name: Probe(name, engine, {**sampling, **own.get(name, {})})
+        for name, engine in engines.items()
+    }
     found = {name: _Rounds([], [], []) for name in engines}
     try:
         for probe in probes.values():
@@ -85,10 +93,9 @@ def measure_load(
                     ours.tokens_per_second.append(sum(len(one.token_ids) for one in done) / took)
                     ours.seconds += [one.seconds for one in done]
                     ours.answers = ours.answers or [one.token_ids for one in done]
-        return {
-            name: _result(probes[name], found[name], found[baseline].tokens_per_second)
-            for name in engines
-        }
+                    ours.drafts += sum(one.drafts for one in done)
+                    ours.accepted += sum(one.accepted for one in done)
+        return {name: _result(found[name], found[baseline].tokens_per_second) for name in engines}
     finally:
         for probe in probes.values():
             probe.client.close()
@@ -101,15 +108,14 @@ def _answer_all(
         return list(pool.map(probe.complete, prompts))
 
 
-def _result(probe: Probe, ours: _Rounds, baseline: Sequence[float]) -> LoadResult:
+def _result(ours: _Rounds, baseline: Sequence[float]) -> LoadResult:
     ratios = [one / other for one, other in zip(ours.tokens_per_second, baseline, strict=True)]
-    acceptance = probe.acceptance()
     ordered = sorted(ours.seconds)
     return LoadResult(
         tokens_per_second=statistics.median(ours.tokens_per_second),
         speedup=statistics.median(ratios),
         speedup_range=(min(ratios), max(ratios)),
-        block_efficiency=None if acceptance is None else acceptance.block_efficiency,
+        block_efficiency=1 + ours.accepted / ours.drafts if ours.drafts else None,
         seconds_p50=statistics.median(ordered),
         seconds_p95=ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))],
         answers=ours.answers,

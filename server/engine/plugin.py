@@ -31,6 +31,7 @@ from typing import Any
 import torch
 
 from draftsmith.server.engine.command import FAULTS, REPORT_VARIABLE
+from draftsmith.server.engine.draft_reading import let_drafts_rest
 from draftsmith.server.engine.lenience import verify_leniently
 from draftsmith.server.engine.vocabulary import serve_draft_vocabularies
 
@@ -60,6 +61,7 @@ def register() -> None:
     def bind_then_mend(cls: Any) -> None:
         bind()
         _report(mend() | verify_leniently())
+        let_drafts_rest()
 
     platform.register_triton_kernel_overrides = classmethod(bind_then_mend)
     platform._draftsmith_hooked = True

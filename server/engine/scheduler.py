@@ -3,7 +3,8 @@
 Loaded by `--scheduler-cls`. Where a request names its own lookahead (the gateway puts it into
 `vllm_xargs`), that counts; for all others a controller chooses from measured goodput. vLLM drafts
 for the whole batch at once, so a request's proposals are cut to its own lookahead before they are
-verified; where every request of a step asks for less, less is drafted.
+verified; where every request of a step asks for less, less is drafted, and where none asks for
+any, the draft rests (`draft_reading.py`).
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ def lookahead_of(scheduler: Any, request: Any) -> int:
 def longest_lookahead(scheduler: Any, names: Iterable[str]) -> int:
     """The longest lookahead among requests, which is what the draft has to run to."""
     asked = [lookahead_of(scheduler, scheduler.requests[name]) for name in names]
-    return max(asked, default=scheduler.num_spec_tokens)
+    return max(asked, default=0)
 
 
 def _outcomes(scheduler_output: Any, model_runner_output: Any) -> Iterator[tuple[int, int]]:

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from draftsmith.distill.manifest import read_draft_vocabulary
+from draftsmith.server.engine.draft_reading import forget_reading
 from draftsmith.server.engine.vocabulary import propose_all, propose_only
 from draftsmith.server.engine.weights import ModelShape, Part, model_shape, weight_files
 
@@ -42,6 +43,8 @@ class WeightsExtension:
         except ValueError as error:
             return {"refused": str(error)}
         _exchange(worker, model, config, source, tokens)
+        if part == "draft":
+            forget_reading(worker.model_runner)
         return {"seconds": time.perf_counter() - began}
 
 

@@ -36,8 +36,10 @@ def test_steps_are_timed_for_each_load_and_lookahead(fleet: Fleet, adaptive: Eng
         fleet.plain, adaptive, PROMPTS, batch_sizes=[1, 4], lookaheads=[0, K], temperature=0.0
     )
     assert plain_seconds.keys() == seconds.keys() == {1, 4}
-    for row in seconds.values():
+    for size, row in seconds.items():
         assert 0 < row[0] < row[K] < 1
+        # Without proposals the draft rests; its pass would take as long as the target's.
+        assert row[0] < 1.5 * plain_seconds[size]
         # Three more passes of a model as large as the target cost something.
         assert row[K] > 1.1 * row[0]
     with pytest.raises(ValueError, match="powers of two"):
@@ -60,7 +62,8 @@ def test_it_settles_on_what_its_own_figures_say_and_changes_no_token(
     assert found["plain"].block_efficiency is None
     report = adaptive.step_report()
     assert report is not None
-    assert report.acceptance[0] > 0.95, "the draft is the target"
+    # The draft is the target: whatever it missed while no lookahead was best, it has read again.
+    assert report.acceptance[0] > 0.98
     goodput = report.goodput(1)
     assert goodput[report.chosen[1]] >= 0.9 * max(goodput.values()), (report, goodput)
 

