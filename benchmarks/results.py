@@ -187,7 +187,7 @@ def _draft_part(work: Path, draft: Step, evaluated: Step, bench: Step) -> str:
     tokens = sum(one["tokens"] for one in trained)
     text = (
         f"`{draft.shown}`\n\n{len(trained)} steps, {tokens:,} trained tokens, {minutes:.0f} "
-        "minutes, without the teacher's answers before them. Held-out argmax agreement "
+        "minutes, without the teacher's answers and states before them. Held-out argmax agreement "
         f"{evaluations[0]['alpha_argmax']:.3f} before, "
         f"{evaluations[-1]['alpha_argmax']:.3f} after. Below, {MEASURED} held-out questions, "
         "greedy.\n\n"
