@@ -28,6 +28,7 @@ ALLOWED = {
 # A web process never loads these; vLLM loads the plug-in inside its own processes.
 HEAVY = ["torch", "transformers", "deepspeed", "vllm", "datasets"]
 INSIDE_VLLM = {
+    "server/engine/draft_reading.py",
     "server/engine/lenience.py",
     "server/engine/plugin.py",
     "server/engine/scheduler.py",

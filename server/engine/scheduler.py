@@ -75,6 +75,10 @@ class _Steering(Scheduler):
 class SpeculationScheduler(_Steering):
     """Steps one after the other: proposals are known before they are scheduled."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        _fetch_only_what_was_drafted()
+
     def update_draft_token_ids(self, draft_token_ids: Any) -> None:
         super().update_draft_token_ids(draft_token_ids)
         for name in draft_token_ids.req_ids:
@@ -145,6 +149,21 @@ def _forbid_padding(scheduler: Any) -> None:
     if scheduler.dynamic_sd_lookup is None:
         sizes = scheduler.scheduler_config.max_num_seqs + 1
         scheduler.dynamic_sd_lookup = [scheduler.num_spec_tokens] * sizes
+
+
+def _fetch_only_what_was_drafted() -> None:
+    """vLLM asks its worker for proposals after each step, a round trip: not where it made none."""
+    from vllm.v1.engine.core import EngineCore
+
+    fetch = EngineCore.post_step
+    if hasattr(fetch, "_draftsmith"):
+        return
+
+    def fetch_proposals(self: Any, model_executed: bool) -> None:
+        fetch(self, model_executed and getattr(self.scheduler, "drafted", None) != 0)
+
+    fetch_proposals._draftsmith = True  # type: ignore[attr-defined]
+    EngineCore.post_step = fetch_proposals
 
 
 def _forget_prefixes(scheduler: Any) -> bool:

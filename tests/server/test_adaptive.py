@@ -36,12 +36,13 @@ def test_steps_are_timed_for_each_load_and_lookahead(fleet: Fleet, adaptive: Eng
         fleet.plain, adaptive, PROMPTS, batch_sizes=[1, 4], lookaheads=[0, K], temperature=0.0
     )
     assert plain_seconds.keys() == seconds.keys() == {1, 4}
-    for size, row in seconds.items():
+    for row in seconds.values():
         assert 0 < row[0] < row[K] < 1
-        # Without proposals the draft rests; its pass would take as long as the target's.
-        assert row[0] < 1.5 * plain_seconds[size]
         # Three more passes of a model as large as the target cost something.
         assert row[K] > 1.1 * row[0]
+    # Without proposals the draft rests: what is left beside a plain step is less than a pass of it.
+    row = seconds[1]
+    assert row[0] - plain_seconds[1] < 1.2 * (row[K] - row[0]) / K
     with pytest.raises(ValueError, match="powers of two"):
         calibrate(fleet.plain, adaptive, PROMPTS, batch_sizes=[3], lookaheads=[0], temperature=0.0)
 
