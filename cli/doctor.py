@@ -27,6 +27,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from draftsmith.server.engine.command import PLUGIN_NAME, REPORT_VARIABLE, preload_libraries
+from draftsmith.server.engine.processor import multiplies_bfloat16, processor_flags
 from draftsmith.server.home import Home
 
 State = Literal["ok", "warning", "missing"]
@@ -108,16 +109,13 @@ def python_version() -> Check:
 
 def processor() -> Check:
     cores = os.cpu_count() or 1
-    try:
-        flags = set(Path("/proc/cpuinfo").read_text().split())
-    except OSError:
-        flags = set()
+    flags = processor_flags()
     wanted = {"AMX bf16": "amx_bf16", "AVX-512 bf16": "avx512_bf16", "AVX-512": "avx512f"}
     has = [name for name, flag in wanted.items() if flag in flags]
     finding = f"{cores} cores, {', '.join(has) or 'no AVX-512'}"
-    if graphics() or "AMX bf16" in has or "AVX-512 bf16" in has:
+    if graphics() or multiplies_bfloat16(flags):
         return Check("Processor", "ok", finding)
-    return Check("Processor", "warning", f"{finding}: bf16 is slow here, float32 may be faster")
+    return Check("Processor", "warning", f"{finding}: no bf16 products, `auto` is float32 here")
 
 
 def memory() -> Check:

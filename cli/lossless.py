@@ -14,7 +14,7 @@ from draftsmith.cli.provenance import provenance
 from draftsmith.cli.reports import Losslessness, LosslessReport
 from draftsmith.cli.workload import Workload
 from draftsmith.distill.progress import track
-from draftsmith.server.engine.command import SpeculationMethod
+from draftsmith.server.engine.command import EngineConfig, SpeculationMethod, uses_cpu_wheel
 from draftsmith.server.engine.measure import measure
 from draftsmith.server.engine.sample import sample_first_tokens
 from draftsmith.server.home import Home
@@ -40,7 +40,10 @@ class Bar:
 
 
 def tie_of(target: Path) -> float:
-    """The widest gap that rounding explains in the target's own dtype."""
+    """The widest gap that rounding explains in the dtype that the target is served in."""
+    served = EngineConfig(target).dtype_on(cpu=uses_cpu_wheel())
+    if served != "auto":
+        return _TIES.get(served, _HALF_TIE)
     config = json.loads((target / "config.json").read_text(encoding="utf-8"))
     dtype = config.get("dtype") or config.get("torch_dtype")
     return _TIES.get(str(dtype), _HALF_TIE)

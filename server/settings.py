@@ -103,6 +103,7 @@ class Settings(ServerSettings):
     profile: Path | None = None
     """File of `draftsmith profile` with which the adaptive choice begins, instead of trying."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """`auto` is the target's own, but float32 on a CPU that does not multiply bfloat16."""
     max_model_len: Annotated[int, Field(ge=1)] | None = None
     max_num_seqs: Annotated[int, Field(ge=1)] | None = None
     max_num_batched_tokens: Annotated[int, Field(ge=1)] | None = None

@@ -55,7 +55,7 @@ def choose_way(
 def engine_bytes(config: EngineConfig) -> int:
     """What an engine on a CPU takes, about: weights, KV cache, and the processes themselves."""
     models = [config.target] if config.draft is None else [config.target, config.draft]
-    weights = sum(_weights_bytes(folder, config.dtype) for folder in models)
+    weights = sum(_weights_bytes(folder, config.dtype_on(cpu=True)) for folder in models)
     command = engine_command(config, Path("socket"))
     cache = int(command[command.index("--kv-cache-memory-bytes") + 1])
     return round(_WEIGHTS_MARGIN * weights) + cache + _PROCESSES_BYTES

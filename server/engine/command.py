@@ -18,6 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from draftsmith.server.engine.processor import multiplies_bfloat16
+
 ENGINE_MODULE = "vllm.entrypoints.openai.api_server"
 PLUGIN_NAME = "draftsmith"
 REPORT_VARIABLE = "DRAFTSMITH_PLUGIN_REPORT"
@@ -91,6 +93,12 @@ class EngineConfig:
         """Whether the engine runs without compilation; the choice is the CPU's default."""
         return cpu if self.enforce_eager is None else self.enforce_eager
 
+    def dtype_on(self, *, cpu: bool) -> str:
+        """vLLM's `--dtype`: `auto` is float32 on a CPU that does not multiply bfloat16."""
+        if self.dtype == "auto" and cpu and not multiplies_bfloat16():
+            return "float32"
+        return self.dtype
+
 
 def uses_cpu_wheel() -> bool:
     """Whether the installed vLLM is the CPU build.
@@ -116,7 +124,7 @@ def engine_command(config: EngineConfig, socket: Path) -> list[str]:
     on_cpu = uses_cpu_wheel()
     command = [sys.executable, "-m", ENGINE_MODULE, "--uds", str(socket)]
     command += ["--model", str(config.target), "--served-model-name", config.served_model_name]
-    command += ["--dtype", config.dtype, "--disable-uvicorn-access-log"]
+    command += ["--dtype", config.dtype_on(cpu=on_cpu), "--disable-uvicorn-access-log"]
     # Quiet streams stay open through proxies while a long prompt is prefilled.
     command += ["--sse-keep-alive-interval", "15", "--worker-extension-cls", WORKER_EXTENSION]
     optional: dict[str, float | str | None] = {

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from draftsmith.cli.lossless import Bar, compare, tie_of
 from draftsmith.cli.main import app
 from draftsmith.distill.models import load_model, torch_dtype
+from draftsmith.server.engine import command
 from tests.cli.commands import draftsmith
 
 BAR = Bar(tie=1e-3, significance=0.001, samples=100, tokens=3)
@@ -58,11 +59,17 @@ def test_another_greedy_answer_fails_unless_it_broke_a_tie(tiny_target: Path) ->
     assert not compare(tiny_target, PROMPTS, (OWN, shorter), draws, wide).greedy_passes
 
 
-def test_rounding_depends_on_the_targets_dtype(tiny_target: Path, tmp_path: Path) -> None:
+def test_rounding_depends_on_the_dtype_that_is_served(
+    tiny_target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "multiplies_bfloat16", lambda: True)
     assert tie_of(tiny_target) == 1e-3
     model = load_model(tiny_target, torch_dtype("bfloat16"))
     model.save_pretrained(tmp_path)
     assert tie_of(tmp_path) == 0.5
+    monkeypatch.setattr(command, "uses_cpu_wheel", lambda: True)
+    monkeypatch.setattr(command, "multiplies_bfloat16", lambda: False)
+    assert tie_of(tmp_path) == 1e-3
 
 
 def test_wrong_options_are_one_sentence(tmp_path: Path, tiny_target: Path) -> None:

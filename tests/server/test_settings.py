@@ -172,6 +172,16 @@ def test_command_line_of_the_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert "--kv-cache-memory-bytes" not in line
     assert environment["LD_PRELOAD"] == "/own.so"
 
+    for native, cpu, expected in (
+        (True, True, "auto"),
+        (False, True, "float32"),
+        (False, False, "auto"),
+    ):
+        monkeypatch.setattr(command, "multiplies_bfloat16", lambda native=native: native)
+        line, _ = built(cpu)
+        assert line[line.index("--dtype") + 1] == expected
+    assert EngineConfig(Path(), dtype="bfloat16").dtype_on(cpu=True) == "bfloat16"
+
     plain = engine_command(EngineConfig(Path("/m/t"), tool_call_parser="hermes"), tmp_path / "s")
     assert plain[plain.index("--tool-call-parser") + 1] == "hermes"
     assert "--enable-auto-tool-choice" in plain
