@@ -15,6 +15,7 @@ from rich.table import Table
 
 from draftsmith.cli.engines import KV_CACHE_BYTES, running_engines
 from draftsmith.cli.evaluate import encode, say
+from draftsmith.cli.numbers import numbers
 from draftsmith.cli.resolve import resolve_model
 from draftsmith.distill.progress import track
 from draftsmith.server.engine.command import EngineConfig, uses_cpu_wheel
@@ -85,7 +86,7 @@ def bench(
         raise ValueError(f"--output {output}: the folder {output.parent} does not exist.")
     if lenience is not None and temperature == 0:
         raise ValueError("--lenience changes nothing at temperature 0: give a --temperature.")
-    chosen, levels = _methods(methods), _levels(concurrency)
+    chosen, levels = _methods(methods), sorted(set(numbers("--concurrency", concurrency)))
     target_folder, draft_folder = resolve_model(target, home), resolve_model(draft, home)
     check_pair(target_folder, draft_folder)
     encoded = encode(prompts, target_folder, limit)
@@ -247,13 +248,3 @@ def _methods(text: str) -> list[str]:
     if unknown:
         raise ValueError(f"--methods: '{unknown[0]}' is none of {', '.join(_METHODS)}.")
     return list(dict.fromkeys(chosen))
-
-
-def _levels(text: str) -> list[int]:
-    try:
-        levels = [int(part) for part in text.split(",")]
-    except ValueError:
-        levels = [0]
-    if min(levels) < 1:
-        raise ValueError(f"--concurrency {text}: give numbers from 1 such as 1,4,8.")
-    return sorted(set(levels))

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from draftsmith.cli.gap_sweep import run_sweep
-from draftsmith.cli.plan_draft import numbers, planned_run
+from draftsmith.cli.numbers import numbers
+from draftsmith.cli.plan_draft import planned_run
 from draftsmith.cli.resolve import resolve_model
 from draftsmith.distill.prompts import load_prompts
 from draftsmith.server.home import Home
@@ -100,12 +101,12 @@ def student(
     """
     if not teachers and student_params is None:
         raise ValueError("plan student needs --student-params, --teacher, or both.")
-    from draftsmith.distill.sizing.capacity_gap import PUBLISHED_RATIO, read_gap
+    from draftsmith.distill.sizing.capacity_gap import PUBLISHED_RATIO, CapacityGap
 
     home = Home.default().ensure()
     size = None if student_params is None else _parameters(student_params)
     stored = home.plans / _FIT
-    gap = read_gap(stored) if stored.is_file() else None
+    gap = CapacityGap.read(stored) if stored.is_file() else None
     console = Console(highlight=False, soft_wrap=True)
     ratio = PUBLISHED_RATIO
     if gap is None:

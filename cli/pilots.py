@@ -116,14 +116,14 @@ def stored_pilots(recipe: Recipe, fingerprint: str, home: Home) -> Pilots:
     Raises:
         ValueError: there are none, or they are of another target or another setting.
     """
-    from draftsmith.distill.sizing.pilots import read_pilots, setting_of
+    from draftsmith.distill.sizing.pilots import Pilots, setting_of
 
     path, advice = pilots_file(recipe, home), "train some with --pilots 3 --pilot-steps 60"
     if not path.is_file():
         raise ValueError(
             f"Acceptance can only be predicted from pilots, and '{recipe.name}' has none: {advice}."
         )
-    pilots = read_pilots(path)
+    pilots = Pilots.read(path)
     if pilots.teacher != fingerprint:
         raise ValueError(f"The pilots of '{recipe.name}' are of another target: {advice}.")
     ours, theirs = setting_of(recipe), pilots.setting

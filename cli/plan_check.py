@@ -32,12 +32,12 @@ def check(
         draftsmith plan check runs/best --measured evaluation.json
     """
     from draftsmith.distill.sizing.check import check_plan, read_outcome
-    from draftsmith.distill.sizing.plan import read_plan
+    from draftsmith.distill.sizing.plan import Plan
 
     home = Home.default().ensure()
     folder = Path(run)
     outcome = read_outcome(folder if folder.is_dir() else resolve_model(run, home), measured)
-    found = read_plan(plan_file or home.plans / f"{outcome.recipe.name}.json")
+    found = Plan.read(plan_file or home.plans / f"{outcome.recipe.name}.json")
     lines = check_plan(found, outcome)
     Console(highlight=False, soft_wrap=True).print(check_table(found, lines))
     if json_file is not None:

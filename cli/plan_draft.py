@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from draftsmith.cli.numbers import numbers
 from draftsmith.cli.pilots import pilots_file, stored_pilots, train_pilots
 from draftsmith.cli.plan_latency import measured_latency
 from draftsmith.cli.plan_rank import Rank, rank_candidates
@@ -208,21 +209,6 @@ def _show(found: Plan, output: Path | None) -> None:
         console.print("No candidate is predicted to be faster than the target alone.")
     if output is not None:
         console.print(f"recipe   {output}")
-
-
-def numbers(option: str, text: str) -> list[int]:
-    """Comma-separated numbers of an option, from 1 up.
-
-    Raises:
-        ValueError: they are not; names the option.
-    """
-    try:
-        found = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"{option} {text}: give numbers such as 1,2,4.") from None
-    if min(found) < 1:
-        raise ValueError(f"{option} {text}: numbers are at least 1.")
-    return found
 
 
 def _some(option: str, text: str | None) -> list[int | None]:

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from draftsmith.cli.engines import KV_CACHE_BYTES, running_engines
 from draftsmith.cli.evaluate import encode, say
+from draftsmith.cli.numbers import numbers
 from draftsmith.cli.resolve import resolve_model
 from draftsmith.distill.progress import track
 from draftsmith.server.engine.calibrate import calibrate
@@ -59,7 +60,7 @@ def profile(
     home = Home.default().ensure()
     if output is not None and not output.absolute().parent.is_dir():
         raise ValueError(f"--output {output}: the folder {output.parent} does not exist.")
-    sizes = _sizes(batch_sizes)
+    sizes = sorted(set(numbers("--batch-sizes", batch_sizes)))
     target_folder, draft_folder = resolve_model(target, home), resolve_model(draft, home)
     check_pair(target_folder, draft_folder)
     encoded = encode(prompts, target_folder, limit)
@@ -168,13 +169,6 @@ def profile_table(profile: Profile) -> Table:
     table.add_section()
     table.add_row("", "tokens a call", *tokens)
     return table
-
-
-def _sizes(text: str) -> list[int]:
-    try:
-        return sorted({int(part) for part in text.split(",")})
-    except ValueError:
-        raise ValueError(f"--batch-sizes {text}: give numbers such as 1,2,4,8.") from None
 
 
 def _vllm() -> str:

@@ -17,13 +17,13 @@ Legend: N_s, N_t parameters of student and teacher.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from draftsmith.distill.draws import draw_bits
 from draftsmith.distill.sizing.acceptance_law import Interval
+from draftsmith.distill.sizing.document import Document
 
 PUBLISHED_RATIO = 2.5
 """Of MiniMA (arXiv 2311.07052)."""
@@ -67,8 +67,11 @@ class Sweep(_Part):
         return sorted({one.student for one in self.pairs})
 
 
-class CapacityGap(_Part):
+class CapacityGap(Document, frozen=True):
     """A fitted sweep."""
+
+    noun = "a fitted sweep"
+    advice = "run `draftsmith plan fit`"
 
     sweep: Sweep
     best_teachers: dict[int, float]
@@ -106,18 +109,6 @@ class CapacityGap(_Part):
     def shows_gap(self) -> bool:
         flat = self.slope is not None and self.slope.low <= 0
         return len(self.at_edge) < len(self.best_teachers) and not flat
-
-    def write(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-
-
-def read_gap(path: Path) -> CapacityGap:
-    """Raises ValueError where `path` holds no fitted sweep."""
-    try:
-        return CapacityGap.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise ValueError(f"{path} is not a fitted sweep: run `draftsmith plan fit`.") from error
 
 
 def fit_gap(sweep: Sweep, refits: int = _REFITS) -> CapacityGap:

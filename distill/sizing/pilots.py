@@ -8,10 +8,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from draftsmith.distill.folder import RunFolder
 from draftsmith.distill.metrics import read_metrics
@@ -19,6 +18,7 @@ from draftsmith.distill.recipe import Recipe, load_recipe
 from draftsmith.distill.sections import StudentSection
 from draftsmith.distill.sizing.acceptance_law import Observation
 from draftsmith.distill.sizing.candidates import Candidate, start_of
+from draftsmith.distill.sizing.document import Document
 from draftsmith.distill.sizing.positions import conditional_chances
 
 EVALUATIONS = 5
@@ -65,10 +65,11 @@ class Pilot(BaseModel):
         ]
 
 
-class Pilots(BaseModel):
+class Pilots(Document):
     """Pilots of one target on one set of prompts, kept for later plans."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    noun = "a file of pilots"
+    advice = "remove it and train some with --pilots"
 
     teacher: str
     """weights_fingerprint of the target's identity."""
@@ -77,24 +78,6 @@ class Pilots(BaseModel):
     coverage: dict[int, float]
     """Of the vocabularies that were asked for: rows -> share of held-out tokens."""
     pilots: list[Pilot]
-
-    def write(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        partial.replace(path)
-
-
-def read_pilots(path: Path) -> Pilots:
-    """Raises ValueError where `path` holds no pilots."""
-    try:
-        return Pilots.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise ValueError(f"The pilots {path} cannot be read: {error.strerror}.") from error
-    except ValidationError as error:
-        raise ValueError(
-            f"{path} does not hold pilots: remove it and train some with --pilots."
-        ) from error
 
 
 def setting_of(recipe: Recipe) -> dict[str, Any]:

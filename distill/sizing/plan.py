@@ -11,16 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from scipy.optimize import brentq, nnls
 
 from draftsmith.distill.recipe import Recipe
 from draftsmith.distill.sections import StudentSection
 from draftsmith.distill.sizing.acceptance_law import FittedLaw, Interval, fit_law
 from draftsmith.distill.sizing.candidates import Candidate
+from draftsmith.distill.sizing.document import Document
 from draftsmith.distill.sizing.latency import LatencyModel
 from draftsmith.distill.sizing.pilots import Pilots
 from draftsmith.distill.sizing.positions import block_efficiency, chances_at, position_offsets
@@ -81,8 +81,11 @@ class Row(_Part):
         )
 
 
-class Plan(_Part):
+class Plan(Document, frozen=True):
     """Rows from the fastest to the slowest at the first batch size."""
+
+    noun = "a plan"
+    advice = "write one with `draftsmith plan draft`"
 
     recipe: dict[str, Any]
     """The run that was planned, with the student of the first row."""
@@ -119,22 +122,6 @@ class Plan(_Part):
             "The plan has no candidate with this run's [student]: give the plan that the run was "
             "made from with --plan."
         )
-
-    def write(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-
-
-def read_plan(path: Path) -> Plan:
-    """Raises ValueError where `path` holds no plan."""
-    try:
-        return Plan.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise ValueError(f"The plan {path} cannot be read: {error.strerror}.") from error
-    except ValidationError as error:
-        raise ValueError(
-            f"{path} is not a plan: write one with `draftsmith plan draft`."
-        ) from error
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from draftsmith.cli.main import app
-from draftsmith.distill.sizing.capacity_gap import read_gap
+from draftsmith.distill.sizing.capacity_gap import CapacityGap
 from tests.cli.commands import draftsmith
 from tests.distill.runs import TINY
 from tests.tiny import make_target
@@ -73,7 +73,7 @@ def test_a_real_sweep_is_fitted_drawn_and_used(tmp_path: Path) -> None:
     done = draftsmith(home, *command, "--picture", picture)
     assert done.returncode == 0, done.stderr[-3000:]
     assert picture.read_bytes().startswith(b"\x89PNG")
-    gap = read_gap(home / "plans" / "capacity-gap.json")
+    gap = CapacityGap.read(home / "plans" / "capacity-gap.json")
     assert len(gap.sweep.pairs) == 3
     assert gap.slope is None, "one student has no slope"
     assert len({round(sum(one.nats), 6) for one in gap.sweep.pairs}) == 3, "teachers differ"

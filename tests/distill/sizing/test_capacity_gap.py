@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from draftsmith.distill.sizing.capacity_gap import Pair, Sweep, fit_gap, read_gap
+from draftsmith.distill.sizing.capacity_gap import CapacityGap, Pair, Sweep, fit_gap
 from draftsmith.distill.sizing.gap_picture import plot_gap
 
 STUDENTS = (1_000_000, 2_000_000, 4_000_000)
@@ -88,9 +88,9 @@ def test_two_teachers_show_nothing() -> None:
 def test_a_fit_is_kept_and_drawn(tmp_path: Path) -> None:
     gap = fit_gap(sweep(parabola, noise=0.02), refits=20)
     gap.write(tmp_path / "plans" / "gap.json")
-    assert read_gap(tmp_path / "plans" / "gap.json") == gap
+    assert CapacityGap.read(tmp_path / "plans" / "gap.json") == gap
     plot_gap(gap, tmp_path / "gap.png")
     assert (tmp_path / "gap.png").read_bytes().startswith(b"\x89PNG")
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(ValueError, match="plan fit"):
-        read_gap(tmp_path / "other.json")
+        CapacityGap.read(tmp_path / "other.json")

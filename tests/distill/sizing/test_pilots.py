@@ -13,10 +13,10 @@ from draftsmith.distill.folder import RunFolder
 from draftsmith.distill.sections import StudentSection
 from draftsmith.distill.sizing.candidates import Candidate, Grid, candidates, default_grid
 from draftsmith.distill.sizing.pilots import (
+    Pilots,
     chosen_for_pilots,
     pilot_recipe,
     read_pilot,
-    read_pilots,
     setting_of,
 )
 from draftsmith.distill.sizing.positions import block_efficiency
@@ -114,7 +114,7 @@ def test_tokens_and_chances_are_read_from_the_metrics(tiny_target: Path, tmp_pat
 def test_pilots_are_kept_whole(tiny_target: Path, tmp_path: Path) -> None:
     path = tmp_path / "plans" / "tiny.pilots.json"
     pilots(tiny_target).write(path)
-    assert read_pilots(path) == pilots(tiny_target)
+    assert Pilots.read(path) == pilots(tiny_target)
     path.write_text("{}")
-    with pytest.raises(ValueError, match="does not hold pilots"):
-        read_pilots(path)
+    with pytest.raises(ValueError, match="is not a file of pilots"):
+        Pilots.read(path)

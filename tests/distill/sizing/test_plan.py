@@ -9,7 +9,7 @@ import pytest
 
 from draftsmith.distill.recipe import Recipe, load_recipe, parse_recipe
 from draftsmith.distill.sizing.check import Outcome, Speed, check_plan, read_outcome
-from draftsmith.distill.sizing.plan import Target, make_plan, read_plan
+from draftsmith.distill.sizing.plan import Plan, Target, make_plan
 from draftsmith.distill.sizing.positions import block_efficiency
 from draftsmith.distill.sizing.recipe_text import recipe_toml
 from tests.distill.sizing.plans import (
@@ -127,10 +127,10 @@ def test_a_check_refuses_what_was_not_planned(tiny_target: Path, tmp_path: Path)
 def test_a_plan_is_read_as_it_was_written(tiny_target: Path, tmp_path: Path) -> None:
     plan = make(tiny_target, layer_s=0.5)
     plan.write(tmp_path / "plans" / "plan.json")
-    assert read_plan(tmp_path / "plans" / "plan.json") == plan
+    assert Plan.read(tmp_path / "plans" / "plan.json") == plan
     (tmp_path / "plan.json").write_text('{"rows": []}')
     with pytest.raises(ValueError, match="is not a plan"):
-        read_plan(tmp_path / "plan.json")
+        Plan.read(tmp_path / "plan.json")
 
 
 def test_a_vocabulary_that_was_not_counted_is_refused(tiny_target: Path) -> None:
