@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import operator
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -23,12 +22,14 @@ import httpx
 from draftsmith.server.deployments.aliases import Aliases
 from draftsmith.server.deployments.canary import CanaryFailed, load_canary, run_canary
 from draftsmith.server.deployments.event import CanaryFigures, DraftRef, Event
+from draftsmith.server.deployments.exchange import SWAP_ERRORS, Exchange, NotReady
 from draftsmith.server.deployments.journal import Journal
 from draftsmith.server.deployments.room import available_bytes, choose_way
 from draftsmith.server.deployments.second import second_engine
+from draftsmith.server.deployments.verdict import compared, objection
 from draftsmith.server.engine.process import EngineError
 from draftsmith.server.engine.supervisor import Supervisor
-from draftsmith.server.engine.weights import WeightsRefused, load_weights, model_shape
+from draftsmith.server.engine.weights import WeightsRefused, model_shape
 from draftsmith.server.home import Home
 from draftsmith.server.metrics import Metrics
 from draftsmith.server.pair import check_pair
@@ -36,16 +37,10 @@ from draftsmith.server.registry import Conflict, Name, Registry
 from draftsmith.server.settings import Settings
 
 _log = logging.getLogger("draftsmith.deployments")
-_IDLE_POLL_S = 0.05
-_SWAP_ERRORS = (WeightsRefused, EngineError, httpx.HTTPError)
 
 
 class Busy(ValueError):
     """Another change of the deployment is under way."""
-
-
-class NotReady(EngineError):
-    """The engine does not answer now."""
 
 
 class Deployment:
@@ -74,7 +69,7 @@ class Deployment:
         self.supervisor = supervisor
         self._configured = configured
         self._metrics = metrics
-        self._in_flight = in_flight
+        self._exchange = Exchange(supervisor, settings.drain_timeout_s, in_flight)
         home = Home(settings.home)
         self._registry = Registry(home)
         self._journal = Journal(home.deployments)
@@ -86,7 +81,7 @@ class Deployment:
         if self.draft != configured:
             check_pair(settings.target, Path(self.draft.folder))
             _log.warning("Serving %s, which was promoted here.", self.draft.folder)
-        self._keep_over_restarts(self.draft)
+        self._exchange.keep_over_restarts(self.draft)
         metrics.show_draft(self.name, self.draft.version)
 
     @property
@@ -140,10 +135,10 @@ class Deployment:
             if event.way == "beside":
                 return await self._change_beside(event, seen)
             try:
-                event = await self._swap(event)
+                event = await self._exchange.swap(event)
                 self.aliases.set_production(draft, seen)
-            except (*_SWAP_ERRORS, Conflict) as error:
-                await self._swap_back(event)
+            except (*SWAP_ERRORS, Conflict) as error:
+                await self._exchange.swap_back(event)
                 return await self._end(event, "failed", str(error))
             return await self._end(event, "done")
 
@@ -169,7 +164,7 @@ class Deployment:
     async def _begin(
         self, action: Literal["promote", "rollback"], draft: DraftRef, by: str | None
     ) -> Event:
-        self._client()  # an engine that does not answer is not asked to change
+        self._exchange.client()  # an engine that does not answer is not asked to change
         way, why = await asyncio.to_thread(self._way_to, draft)
         event = Event(
             deployment=self.name,
@@ -197,32 +192,32 @@ class Deployment:
         """Measure the draft of before, swap, measure the new one, and decide."""
         seen = self.aliases.get("production")
         try:
-            before, answers = await self._canary(self._client())
+            before, answers = await self._canary(self._exchange.client())
         except (CanaryFailed, NotReady) as error:
             return await self._end(event, "failed", f"Nothing was changed: {error}.")
         event = event.model_copy(update={"before": before})
         if event.way == "beside":
             return await self._change_beside(event, seen, answers, min_share)
         try:
-            event = await self._swap(event)
+            event = await self._exchange.swap(event)
             starts = self.supervisor.starts
-            after, others = await self._canary(self._client())
+            after, others = await self._canary(self._exchange.client())
         except WeightsRefused as error:  # before anything was changed
             return await self._end(event, "failed", str(error))
-        except (*_SWAP_ERRORS, CanaryFailed) as error:
-            await self._swap_back(event)
+        except (*SWAP_ERRORS, CanaryFailed) as error:
+            await self._exchange.swap_back(event)
             return await self._end(event, "failed", str(error))
-        event = _compared(event, after, answers, others)
-        if (verdict := _against(event, min_share)) is not None:
-            await self._swap_back(event)
+        event = compared(event, after, answers, others)
+        if (verdict := objection(event, min_share)) is not None:
+            await self._exchange.swap_back(event)
             return await self._end(event, "rolled_back", verdict)
         if self.supervisor.starts != starts:
-            await self._swap_back(event)
+            await self._exchange.swap_back(event)
             return await self._end(event, "failed", "The engine restarted during the trial.")
         try:
             self.aliases.set_production(event.draft, seen)
         except Conflict as error:
-            await self._swap_back(event)
+            await self._exchange.swap_back(event)
             return await self._end(event, "failed", str(error))
         return await self._end(event, "done")
 
@@ -245,8 +240,8 @@ class Deployment:
             async with second_engine(self.supervisor, Path(event.draft.folder)) as second:
                 if answers is not None:
                     after, others = await self._canary(second.client)
-                    event = _compared(event, after, answers, others)
-                    verdict = _against(event, min_share)
+                    event = compared(event, after, answers, others)
+                    verdict = objection(event, min_share)
                 if verdict is None:
                     second.check()
                     self.aliases.set_production(event.draft, seen)
@@ -265,41 +260,6 @@ class Deployment:
         lookahead = self.settings.num_speculative_tokens
         return await run_canary(client, self.name, lookahead, self._questions)
 
-    async def _swap(self, event: Event) -> Event:
-        """Put `event.draft` into the engine; returns the event with the time that it took."""
-        folder = Path(event.draft.folder)
-        began = time.perf_counter()
-        if event.way == "restart":
-            await self._restart_with(folder)
-            seconds = time.perf_counter() - began
-        else:
-            version = event.draft.version or folder.name
-            seconds = (await load_weights(self._client(), "draft", folder, version))["seconds"]
-        return event.model_copy(update={"swap_ms": round(1000 * seconds, 1)})
-
-    async def _swap_back(self, event: Event) -> None:
-        """The draft of before, whatever state the engine is in now."""
-        client, config = self.supervisor.client, self.supervisor.config
-        if config.draft == Path(event.previous.folder) and (
-            event.way == "restart" or client is None
-        ):
-            return  # the supervisor starts the engine of before by itself
-        self._keep_over_restarts(event.previous)
-        try:
-            await self._swap(event.model_copy(update={"draft": event.previous}))
-        except _SWAP_ERRORS as error:
-            # Which weights are in it now is not certain; in a new engine it is.
-            _log.error("the draft of before cannot be loaded back, so a new engine is: %s", error)
-            await self._restart_with(Path(event.previous.folder))
-
-    async def _restart_with(self, folder: Path) -> None:
-        """Let the running requests end, then start another engine; new ones get 503 meanwhile."""
-        self.supervisor.refuse("another draft is being loaded")
-        end = time.monotonic() + self.settings.drain_timeout_s
-        while self._in_flight() and time.monotonic() < end:
-            await asyncio.sleep(_IDLE_POLL_S)
-        await self.supervisor.replace(replace(self.supervisor.config, draft=folder))
-
     async def _end(
         self, event: Event, outcome: Literal["done", "rolled_back", "failed"], reason: str = ""
     ) -> Event:
@@ -308,7 +268,7 @@ class Deployment:
             self.drafts = (
                 self.drafts[:-1] if event.action == "rollback" else [*self.drafts, event.draft]
             )
-            self._keep_over_restarts(self.draft)
+            self._exchange.keep_over_restarts(self.draft)
             self._metrics.show_draft(self.name, self.draft.version)
         event = event.model_copy(
             update={"outcome": outcome, "reason": reason, "ended_at": int(time.time())}
@@ -317,30 +277,3 @@ class Deployment:
         self._metrics.draft_changes.labels(event.action, outcome).inc()
         _log.warning("%s of %s: %s. %s", event.action, event.draft.folder, outcome, reason)
         return event
-
-    def _keep_over_restarts(self, draft: DraftRef) -> None:
-        self.supervisor.config = replace(self.supervisor.config, draft=Path(draft.folder))
-
-    def _client(self) -> httpx.AsyncClient:
-        client = self.supervisor.client
-        if client is None:
-            raise NotReady("The engine does not answer now: wait until /ready says so.")
-        return client
-
-
-def _compared(event: Event, after: CanaryFigures, answers: list[str], others: list[str]) -> Event:
-    same = sum(map(operator.eq, answers, others)) / len(answers)
-    return event.model_copy(update={"after": after, "same_answers": same})
-
-
-def _against(event: Event, min_share: float) -> str | None:
-    """What speaks against the draft after its trial; None: nothing."""
-    assert event.before is not None
-    assert event.after is not None
-    before, after = event.before.per_draft, event.after.per_draft
-    if after >= min_share * before:
-        return None
-    return (
-        f"Of a proposal {after:.2f} tokens were accepted, with the draft of before {before:.2f}; "
-        f"at least {min_share:.0%} of that was asked for."
-    )

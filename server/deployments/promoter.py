@@ -9,8 +9,9 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from draftsmith.server.deployments.deployment import Busy, Deployment, NotReady
+from draftsmith.server.deployments.deployment import Busy, Deployment
 from draftsmith.server.deployments.event import Event
+from draftsmith.server.deployments.exchange import NotReady
 from draftsmith.server.deployments.requests import PromotionRequest, PromotionRequests, State
 
 _log = logging.getLogger("draftsmith.deployments")

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from draftsmith.server.deployments.deployment import Busy, Deployment, NotReady
+from draftsmith.server.deployments.deployment import Busy, Deployment
+from draftsmith.server.deployments.exchange import NotReady
 from draftsmith.server.errors import ApiError
 from draftsmith.server.gateway import Gateway, gateway_of, key_of
 from draftsmith.server.served import Served

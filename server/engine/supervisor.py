@@ -12,6 +12,14 @@ import httpx
 
 from draftsmith.server.admission import Load
 from draftsmith.server.engine.command import EngineConfig
+from draftsmith.server.engine.handover import (
+    Replacement,
+    ReplaceRequested,
+    StopRequested,
+    Superseded,
+    SuspendRequested,
+    retire,
+)
 from draftsmith.server.engine.interface import POOL, Engine, EngineState
 from draftsmith.server.engine.process import EngineError, EngineProcess
 from draftsmith.server.engine.stall import StallWatch
@@ -66,7 +74,7 @@ class Supervisor:
         self._client: httpx.AsyncClient | None = None
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
-        self._replacement: _Replacement | None = None
+        self._replacement: Replacement | None = None
         self._suspension: asyncio.Event | None = None
         """Set once the engine is gone that shall not run for a while."""
         self._adopted = False
@@ -140,7 +148,7 @@ class Supervisor:
         if self._stopping:
             raise EngineError("The server is shutting down.")
         assert self._replacement is None, "the engine is being replaced already"
-        self._replacement = _Replacement(config, self.config)
+        self._replacement = Replacement(config, self.config)
         try:
             await self._replacement.done
         finally:
@@ -166,21 +174,9 @@ class Supervisor:
             return asyncio.create_task(asyncio.sleep(0))
         self._retired = before
         self._retirement = asyncio.create_task(
-            self._retire(before, its_client, its_load, drain_timeout_s)
+            retire(before, its_client, its_load, drain_timeout_s, lambda: self._stopping)
         )
         return self._retirement
-
-    async def _retire(
-        self, engine: EngineProcess, client: httpx.AsyncClient, load: Load, timeout_s: float
-    ) -> None:
-        end = time.monotonic() + timeout_s
-        while load.in_flight and engine.running and time.monotonic() < end and not self._stopping:
-            await asyncio.sleep(_POLL_S)
-        if load.in_flight:
-            _log.warning("%d requests had to end with the engine of before.", load.in_flight)
-        with contextlib.suppress(httpx.TransportError):
-            await client.aclose()  # what still streams ends with an error event, not with `abort`
-        await asyncio.to_thread(engine.stop)
 
     async def suspend(self, reason: str) -> None:
         """Stop the engine until `wake`; returns when nothing of it is left. Repeating is harmless.
@@ -231,14 +227,14 @@ class Supervisor:
                 if self._replacement is not None and self._replacement.taken:
                     self._replacement.succeed()
                 await self._watch(engine)
-            except _StopRequested:
+            except StopRequested:
                 return
-            except _SuspendRequested:
+            except SuspendRequested:
                 continue
-            except _ReplaceRequested as request:
+            except ReplaceRequested as request:
                 self.config = request.replacement.take()
                 continue
-            except _Superseded:
+            except Superseded:
                 continue
             except EngineError as error:
                 if self._engine is not engine:
@@ -277,9 +273,9 @@ class Supervisor:
     async def _boot(self, engine: EngineProcess) -> None:
         def progress(stage: str, elapsed_s: float) -> None:
             if self._stopping:
-                raise _StopRequested
+                raise StopRequested
             if self._suspension is not None:
-                raise _SuspendRequested
+                raise SuspendRequested
             self._check_current(engine)
             self.reason = f"the engine is starting: {stage}, {elapsed_s:.0f} s so far"
 
@@ -302,9 +298,9 @@ class Supervisor:
         next_health = time.monotonic() + _HEALTH_EVERY_S
         while engine.running:
             if self._suspension is not None:
-                raise _SuspendRequested
+                raise SuspendRequested
             if self._replacement is not None and not self._replacement.taken:
-                raise _ReplaceRequested(self._replacement)
+                raise ReplaceRequested(self._replacement)
             await self._sleep(_POLL_S)
             self._check_current(engine)
             if time.monotonic() < next_health:
@@ -326,16 +322,16 @@ class Supervisor:
         self._set(EngineState.RESTARTING, f"The engine died: {engine.last_words()}")
 
     def _check_current(self, engine: EngineProcess) -> None:
-        """Raises _Superseded where `adopt` has put another in the place of `engine`."""
+        """Raises Superseded where `adopt` has put another in the place of `engine`."""
         if self._engine is not engine:
-            raise _Superseded
+            raise Superseded
 
     async def _sleep(self, seconds: float) -> None:
         end = time.monotonic() + seconds
         while not self._stopping and not self._adopted and time.monotonic() < end:
             await asyncio.sleep(min(_POLL_S, max(0.0, end - time.monotonic())))
         if self._stopping:
-            raise _StopRequested
+            raise StopRequested
 
     async def _close_client(self) -> None:
         client, self._client = self._client, None
@@ -353,45 +349,3 @@ def client_of(engine: EngineProcess) -> httpx.AsyncClient:
     return httpx.AsyncClient(
         transport=transport, base_url="http://engine", timeout=httpx.Timeout(None, connect=5.0)
     )
-
-
-class _StopRequested(Exception):
-    """`stop` was called; unwinds a start or a pause."""
-
-
-class _Superseded(Exception):
-    """`adopt` was called; ends a start of the engine of before, or the watch over it."""
-
-
-class _SuspendRequested(Exception):
-    """`suspend` was called; unwinds a start, or ends the watch over the engine."""
-
-
-class _Replacement:
-    """A wish to run the engine with another configuration, and what came of it."""
-
-    def __init__(self, config: EngineConfig, before: EngineConfig) -> None:
-        self.config = config
-        self.before = before
-        self.taken = False
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def take(self) -> EngineConfig:
-        self.taken = True
-        return self.config
-
-    def succeed(self) -> None:
-        if not self.done.done():
-            self.done.set_result(None)
-
-    def fail(self, error: EngineError) -> None:
-        if not self.done.done():
-            self.done.set_exception(error)
-
-
-class _ReplaceRequested(Exception):
-    """`replace` was called; ends the watch over the engine."""
-
-    def __init__(self, replacement: _Replacement) -> None:
-        super().__init__()
-        self.replacement = replacement
