@@ -67,11 +67,11 @@ def main() -> None:
                 )
                 cells.setdefault(kind, {})[level] = found
                 print(f"{kind}, {level} at a time: {line(found)}", flush=True)
+                write(options, cells, None)
         with taking_turns(list(engines.values())) as turn, turn(engines[ADAPTIVE]):
             shift = shift_of_traffic(engines[ADAPTIVE], easy, hard, sampling)
     print(f"after a shift of traffic: {shift}")
-    if options.json:
-        write(options, cells, shift)
+    write(options, cells, shift)
 
 
 def line(found: dict[str, LoadResult]) -> str:
@@ -120,8 +120,11 @@ def follow(
 def write(
     options: argparse.Namespace,
     cells: dict[str, dict[int, dict[str, LoadResult]]],
-    shift: dict[str, Any],
+    shift: dict[str, Any] | None,
 ) -> None:
+    """What is known so far, if it is asked for: a run that is ended keeps its cells."""
+    if options.json is None:
+        return
     content = {
         "command": " ".join(["python", *sys.argv]),
         "device": device_name(),

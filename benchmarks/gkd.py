@@ -2,11 +2,12 @@
 
     .venv/bin/python benchmarks/gkd.py --teacher FOLDER --json benchmarks/results/gkd-cpu.json
 
-Same teacher (bfloat16), same student (some of its layers, float32 weights under bfloat16 autocast),
-same token ids, JSD with beta 0.5, AdamW with clipping. Each contender is a process of its own that
-trains by its library's own loop: TRL's `train()`, and `train_step` of `draftsmith.distill.train`.
-They take turns step by step, so that a busy machine slows all of them; one does nothing while
-another works. Figures are medians over rounds, ratios are medians of the rounds' ratios.
+Same teacher (bfloat16), same student (some of its layers, float32 weights under bfloat16
+autocast; `--dtype float32` where the processor does not multiply it), same token ids, JSD with
+beta 0.5, AdamW with clipping. Each contender is a process of its own that trains by its library's
+own loop: TRL's `train()`, and `train_step` of `draftsmith.distill.train`. They take turns step by
+step, so that a busy machine slows all of them; one does nothing while another works. Figures are
+medians over rounds, ratios are medians of the rounds' ratios.
 
 `given` steps train on responses that the data gives; `on-policy` steps let the student write them
 first. Only `draftsmith, kept states` keeps something of the teacher between steps, as a run does by
@@ -70,6 +71,7 @@ class Worker:
         task = asdict(contender) | {
             "teacher": str(arguments.teacher),
             "layers": arguments.layers,
+            "dtype": arguments.dtype,
             "batch": arguments.batch,
             "prompt_tokens": arguments.prompt_tokens,
             "response_tokens": arguments.response_tokens,
@@ -154,6 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Distillation steps beside TRL's GKD trainer.")
     parser.add_argument("--teacher", type=Path, required=True, help="Hugging Face folder")
     parser.add_argument("--layers", type=int, default=6, help="of the student")
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--batch", type=int, default=8, help="sequences a step")
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--response-tokens", type=int, default=172)

@@ -30,6 +30,7 @@ from draftsmith.distill.models import (
     load_tokenizer,
     quiet_libraries,
     stop_tokens,
+    torch_dtype,
 )
 from draftsmith.distill.prompts import load_prompts
 from draftsmith.distill.recipe import Recipe, parse_recipe
@@ -56,7 +57,7 @@ def _prompts(task: SimpleNamespace) -> str:
 def recipe_of(task: SimpleNamespace) -> Recipe:
     content: dict[str, Any] = {
         "name": "gkd",
-        "teacher": {"model": task.teacher, "dtype": "bfloat16"},
+        "teacher": {"model": task.teacher, "dtype": task.dtype},
         "student": {"num_layers": task.layers},
         "rollout": {
             "student_fraction": float(task.on_policy),
@@ -70,7 +71,7 @@ def recipe_of(task: SimpleNamespace) -> Recipe:
             "learning_rate": LEARNING_RATE,
             "min_learning_rate_ratio": 1.0,
             "max_grad_norm": CLIP,
-            "dtype": "bfloat16",
+            "dtype": task.dtype,
             "zero_stage": 0,
         },
     }
@@ -96,7 +97,7 @@ def draftsmith(task: SimpleNamespace, teacher: PreTrainedModel, student: PreTrai
         transforms=Transforms(recipe, tokenizer),
         reference=None,
         student=student,
-        dtype=torch.bfloat16,
+        dtype=torch_dtype(task.dtype),
         stop_tokens=stops,
         prompts=[EncodedPrompt(str(row), one.prompt) for row, one in enumerate(examples)],
         answers=[[Answer(row, 0, one.response)] for row, one in enumerate(examples)],
@@ -198,7 +199,7 @@ def trl(task: SimpleNamespace, teacher: PreTrainedModel, student: PreTrainedMode
         beta=BETA,
         temperature=1.0,
         max_new_tokens=task.response_tokens,
-        bf16=True,
+        bf16=task.dtype == "bfloat16",
         use_cpu=default_device().type == "cpu",
         report_to="none",
         save_strategy="no",
@@ -224,7 +225,7 @@ def main() -> None:
     quiet_libraries()
     if task.library == "draftsmith":
         distributed.start_processes()
-    teacher = load_model(Path(task.teacher), torch.bfloat16).to(default_device())
+    teacher = load_model(Path(task.teacher), torch_dtype(task.dtype)).to(default_device())
     student = make_student(teacher, recipe_of(task).student, seed=0).to(default_device())
     {"draftsmith": draftsmith, "trl": trl}[task.library](task, teacher, student)
 
