@@ -15,7 +15,7 @@ setup:  ## install into .venv (PYTHON=python3.12, DEVICE=cpu|gpu to choose)
 		{ echo "setup: $(PYTHON) is not on this machine: install Python 3.11 or newer."; exit 1; }
 	@$(PYTHON) deploy/install.py --device $(DEVICE)
 
-demo: setup  ## distil a draft, serve it, print what it gains (about 15 minutes)
+demo: setup  ## distil a draft, serve it, print what it gains (about 15 minutes; an hour where bf16 is emulated)
 	@$(BIN)/draftsmith demo
 
 serve: setup  ## serve the target, and its draft if one is registered

@@ -100,11 +100,11 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await arbiter.launch()
+        if worker is not None:  # before the engines, whose start takes a core for a minute
+            worker.launch()
         _launch(gateway.models.values())
         runner = BatchRunner(app, gateway, database)
         runner.launch()
-        if worker is not None:
-            worker.launch()
         for promoter in promoters:
             promoter.launch()
         try:

@@ -16,13 +16,13 @@ from draftsmith.distill.manifest import read_manifest, verify_files
 from draftsmith.server.deployments.requests import PromotionRequests
 from draftsmith.server.files.store import FileMissing, FileStore
 from draftsmith.server.home import Home
+from draftsmith.server.jobs.cost import disk_bytes
 from draftsmith.server.jobs.folder import JobFolder
 from draftsmith.server.jobs.heart import Heart
 from draftsmith.server.jobs.job import NewEvent, Status
 from draftsmith.server.jobs.launchers.launcher import Handle, Launcher, LaunchError
 from draftsmith.server.jobs.lease import Claim, Ending, Fenced, Leases
 from draftsmith.server.jobs.outcome import Failure, failure
-from draftsmith.server.jobs.preview import disk_bytes
 from draftsmith.server.jobs.progress import Progress
 from draftsmith.server.jobs.promotion import Promotion
 from draftsmith.server.jobs.runner import Runner, wanted_ending

@@ -53,7 +53,7 @@ class JobService:
     def preview(self, body: JobRequest) -> dict[str, Any]:
         """What the job would be and cost; nothing is kept."""
         with self._snapshot(body) as taken:
-            return preview(self._plan(body, taken), gateway_of(self.request))
+            return preview(self._plan(body, taken), gateway_of(self.request).jobs)
 
     def _snapshot(self, body: JobRequest) -> AbstractContextManager[Snapshot | None]:
         return snapshot(body, gateway_of(self.request), owner_of(self.request), self.viewer)

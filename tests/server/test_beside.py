@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from draftsmith.server.settings import load_settings
 from tests.server.conftest import Models
 from tests.server.drafts import export_draft
 from tests.server.processes import CONTEXT, MODEL, GatewayProcess, command_of, wait_until
+from tests.server.streams import Streams
 from tests.tiny import make_target
 
 K = 3
@@ -65,51 +66,26 @@ def post(gateway: GatewayProcess, action: str, **body: Any) -> dict[str, Any]:
     return event
 
 
-class Traffic:
-    """Eight streams without a break until the `with` ends; two of them are always long ones."""
+def streams(gateway: GatewayProcess) -> Streams:
+    """Eight without a break; two of them are always long ones."""
+    create: Any = gateway.openai(timeout=120).completions.create
 
-    def __init__(self, gateway: GatewayProcess) -> None:
-        self._client, self._stop = gateway.openai(timeout=120), threading.Event()
-        self.answers: dict[int, set[str]] = {}
-        self.answered = 0
-        self.failures: list[str] = []
-        self.longest_gap_s = 0.0
-        lengths = [600, 600, *[40] * 6]
-        self._threads = [threading.Thread(target=self._go_on, args=(one,)) for one in lengths]
-
-    def __enter__(self) -> Traffic:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(120)
-
-    def check(self) -> None:
-        """Every request was answered, always with the same text, and without a long silence."""
-        print(f"{self.answered} answers, longest gap {self.longest_gap_s:.2f} s")
-        assert self.failures == []
-        assert {length: len(texts) for length, texts in self.answers.items()} == {600: 1, 40: 1}
-        assert self.longest_gap_s < GAP_S
-
-    def _go_on(self, length: int) -> None:
-        create: Any = self._client.completions.create
+    def once(length: int) -> Iterator[str]:
         body = {"model": MODEL, "prompt": [9, 17, 33], "max_tokens": length, "temperature": 0}
-        while not self._stop.is_set():
-            try:
-                text, last = "", time.monotonic()
-                stream = create(**body, stream=True, extra_body={"ignore_eos": True})
-                for chunk in stream:
-                    now = time.monotonic()
-                    self.longest_gap_s = max(self.longest_gap_s, now - last)
-                    text, last = text + chunk.choices[0].text, now
-                assert chunk.choices[0].finish_reason == "length"
-                self.answers.setdefault(length, set()).add(text)
-                self.answered += 1
-            except Exception as error:  # noqa: BLE001 (whatever a user would see)
-                self.failures.append(repr(error))
+        for chunk in create(**body, stream=True, extra_body={"ignore_eos": True}):
+            yield chunk.choices[0].text
+        assert chunk.choices[0].finish_reason == "length"
+
+    return Streams([partial(once, length) for length in (600, 600, *[40] * 6)])
+
+
+def check(traffic: Streams) -> None:
+    """Every request was answered, always with the same text, and without a long silence."""
+    print(f"{traffic.answered} answers, longest gap {traffic.longest_gap_s:.2f} s")
+    assert traffic.failures == []
+    long, short = traffic.texts[:2], traffic.texts[2:]
+    assert [len({one for texts in part for one in texts}) for part in (long, short)] == [1, 1]
+    assert traffic.longest_gap_s < GAP_S
 
 
 def engines(gateway: GatewayProcess) -> int:
@@ -136,11 +112,11 @@ def serve(gateway: GatewayProcess, draft: str) -> None:
 
 def test_the_second_engine_takes_over_and_nobody_notices(gateway: GatewayProcess) -> None:
     assert tau(gateway) == pytest.approx(K + 1, rel=0.1)
-    with Traffic(gateway) as traffic:
+    with streams(gateway) as traffic:
         event = post(gateway, "promote", draft="narrow", min_share=0)
         running = engines(gateway)
     assert running == 1, "the first one is gone before the call answers"
-    traffic.check()
+    check(traffic)
     assert (event["outcome"], event["way"]) == ("done", "beside"), event
     assert event["swap_ms"] < 1000
     assert "The draft has another shape: its config.json has hidden_size = 32" in event["why"]
@@ -154,9 +130,9 @@ def test_the_second_engine_takes_over_and_nobody_notices(gateway: GatewayProcess
 @pytest.mark.slow
 def test_one_call_goes_back_the_same_way(gateway: GatewayProcess) -> None:
     serve(gateway, "narrow")
-    with Traffic(gateway) as traffic:
+    with streams(gateway) as traffic:
         event = post(gateway, "rollback")
-    traffic.check()
+    check(traffic)
     assert (event["outcome"], event["way"], event["after"]) == ("done", "beside", None), event
     assert engines(gateway) == 1
     assert tau(gateway) == pytest.approx(K + 1, rel=0.1)
@@ -165,10 +141,10 @@ def test_one_call_goes_back_the_same_way(gateway: GatewayProcess) -> None:
 @pytest.mark.slow
 def test_an_engine_that_fails_the_trial_never_answers(gateway: GatewayProcess) -> None:
     serve(gateway, "target")
-    with Traffic(gateway) as traffic:
+    with streams(gateway) as traffic:
         event = post(gateway, "promote", draft="narrow")
         running = engines(gateway)
-    traffic.check()
+    check(traffic)
     assert (event["outcome"], event["way"], running) == ("rolled_back", "beside", 1), event
     assert "tokens were accepted" in event["reason"]
     assert event["swap_ms"] is None

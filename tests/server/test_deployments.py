@@ -19,6 +19,7 @@ from tests.cli.commands import draftsmith, one_sentence
 from tests.server.conftest import Fleet, Models
 from tests.server.drafts import export_draft
 from tests.server.processes import MODEL, GatewayProcess
+from tests.server.streams import Streams
 
 K = 3
 BASE = f"/v1/deployments/{MODEL}"
@@ -75,34 +76,15 @@ def ask(client: httpx.Client, **options: Any) -> tuple[str, float]:
     return said["choices"][0]["message"]["content"], tau
 
 
-class Traffic:
-    """Streams without a break on eight connections, until the `with` ends."""
+def streams(gateway: GatewayProcess) -> Streams:
+    """The question on eight connections."""
+    create: Any = gateway.openai().chat.completions.create
 
-    def __init__(self, gateway: GatewayProcess) -> None:
-        self._gateway, self._stop = gateway, threading.Event()
-        self.answers: list[str] = []
-        self.failures: list[str] = []
-        self._threads = [threading.Thread(target=self._go_on) for _ in range(8)]
+    def once() -> Iterator[str]:
+        for chunk in create(**QUESTION, stream=True):
+            yield chunk.choices[0].delta.content or ""
 
-    def __enter__(self) -> Traffic:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(60)
-
-    def _go_on(self) -> None:
-        client = self._gateway.openai()
-        while not self._stop.is_set():
-            try:
-                create: Any = client.chat.completions.create
-                chunks = list(create(**QUESTION, stream=True))
-                self.answers.append("".join(one.choices[0].delta.content or "" for one in chunks))
-            except Exception as error:  # noqa: BLE001 (whatever a user would see)
-                self.failures.append(repr(error))
+    return Streams([once] * 8)
 
 
 def test_a_better_draft_stays_and_nobody_notices(
@@ -110,11 +92,11 @@ def test_a_better_draft_stays_and_nobody_notices(
 ) -> None:
     text, tau = ask(http)
     assert tau < K, "the draft may propose every other token only"
-    with Traffic(fleet.partial) as traffic:
+    with streams(fleet.partial) as traffic:
         event = post(http, "promote", draft="perfect")
     assert traffic.failures == []
-    assert len(traffic.answers) > 8
-    assert set(traffic.answers) == {text}
+    assert traffic.answered > 8
+    assert {one for texts in traffic.texts for one in texts} == {text}
     assert (event["outcome"], event["way"]) == ("done", "exchange"), event
     assert event["why"] == "Both drafts have the same shape."
     assert event["before"]["block_efficiency"] == pytest.approx(tau, abs=1)
