@@ -19,6 +19,8 @@ from draftsmith.cli.verdict import draft_verdict
 from draftsmith.cli.workload import Workload
 from draftsmith.distill.embedded import EMBEDDED_NAME, pull_embedded
 from draftsmith.distill.recipe import load_recipe
+from draftsmith.server.engine.command import uses_cpu_wheel
+from draftsmith.server.engine.processor import multiplies_bfloat16
 from draftsmith.server.home import Home
 
 _QUESTION = "What does `heapq.nsmallest` do? Answer in two sentences."
@@ -31,15 +33,21 @@ def demo(
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Held-out prompts to measure on.")] = 12,
 ) -> None:
-    """Distil a draft for a small model, measure it, and serve both. About 15 minutes on 2 cores.
+    """Distil a draft for a small model, measure it, and serve both.
 
-    Fetches SmolLM2-135M-Instruct, distils a three-layer draft from it on prompts about Python's
-    standard library, compares speed with and without it on held-out prompts, and streams one
-    chat completion from the server through the `openai` client.
+    Takes about 15 minutes on 2 cores, and an hour where they do not multiply bfloat16. It fetches
+    SmolLM2-135M-Instruct, distils a three-layer draft from it on prompts about Python's standard
+    library, compares speed with and without it on held-out prompts, and streams one chat completion
+    from the server through the `openai` client.
     """
     began = time.monotonic()
     console = Console(highlight=False, soft_wrap=True)
     home = Home.default().ensure()
+    if uses_cpu_wheel() and not multiplies_bfloat16():
+        console.print(
+            "This processor does not multiply bfloat16: everything is float32, and takes about an "
+            "hour. Shorter, with a weaker draft: draftsmith demo --set train.steps=60"
+        )
 
     console.rule("1/5  target", align="left")
     target = pull_embedded(home.models)

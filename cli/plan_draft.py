@@ -92,14 +92,14 @@ def draft(
         )
     batches = numbers("--batch", batch)
     resolved = planned_run(recipe, teacher, prompts, overrides or [], home)
-    from draftsmith.distill.models import load_shape, quiet_libraries, torch_dtype
+    from draftsmith.distill.models import load_shape, quiet_libraries, served_dtype
     from draftsmith.distill.sizing.candidates import Grid, candidates, default_grid
     from draftsmith.distill.sizing.plan import Target, make_plan
     from draftsmith.distill.student.sizing import size_of
 
     quiet_libraries()
     folder = Path(resolved.teacher.model)
-    config, dtype = load_shape(folder).config, torch_dtype(resolved.export.dtype)
+    config, dtype = load_shape(folder).config, served_dtype(resolved.export.dtype)
     usual = default_grid(config)
     grid = Grid(
         starts=[part.strip() for part in starts.split(",")],

@@ -14,6 +14,7 @@ from draftsmith.distill.models import (
     load_model,
     load_tokenizer,
     quiet_libraries,
+    served_dtype,
     stop_tokens,
     torch_dtype,
 )
@@ -28,7 +29,7 @@ from draftsmith.distill.vocabulary import draft_tokens
 
 @dataclass(frozen=True)
 class Made:
-    """What a student costs beside its teacher, both in the dtype of the export."""
+    """What a student costs beside its teacher, both in the dtype that they are served in here."""
 
     student: Size
     teacher: Size
@@ -73,6 +74,6 @@ def make(recipe: Recipe, output: Path) -> Made:
     student = initial_student(recipe, teacher, prompts, answers, stops)
     export_draft(student, folder, recipe, output, {})
     token_D = draft_tokens(student)
-    served = torch_dtype(recipe.export.dtype)
+    served = served_dtype(recipe.export.dtype)
     rows = None if token_D is None else len(token_D)
     return Made(size_of(student.config, served, rows), size_of(teacher.config, served))

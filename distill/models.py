@@ -44,6 +44,14 @@ def torch_dtype(name: str) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
+def served_dtype(exported: str) -> torch.dtype:
+    """What a model that is exported in this dtype of a recipe is computed in when served here.
+
+    `draftsmith serve` widens to float32 where bfloat16 is not multiplied natively.
+    """
+    return torch_dtype("auto") if exported == "bfloat16" else torch_dtype(exported)
+
+
 def multiplies_bfloat16() -> bool:
     """Without hardware support a CPU emulates bfloat16 products, many times slower than float32."""
     if torch.cuda.is_available():

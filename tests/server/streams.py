@@ -13,7 +13,11 @@ class Streams:
     A source is a function that sends one request, and gives the pieces of its text.
     """
 
-    def __init__(self, sources: Sequence[Callable[[], Iterable[str]]]) -> None:
+    def __init__(
+        self, sources: Sequence[Callable[[], Iterable[str]]], pause_s: float = 0.0
+    ) -> None:
+        """`pause_s`: between two requests of a source."""
+        self._pause_s = pause_s
         self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=self._go_on, args=(at, one)) for at, one in enumerate(sources)
@@ -47,5 +51,6 @@ class Streams:
                     self.longest_gap_s = max(self.longest_gap_s, now - last)
                     text, last = text + piece, now
                 self.texts[at].append(text)
+                self._stop.wait(self._pause_s)
             except Exception as error:  # noqa: BLE001 (whatever a user would see)
                 self.failures.append(repr(error))

@@ -66,8 +66,8 @@ def post(gateway: GatewayProcess, action: str, **body: Any) -> dict[str, Any]:
     return event
 
 
-def streams(gateway: GatewayProcess) -> Streams:
-    """Eight without a break; two of them are always long ones."""
+def streams(gateway: GatewayProcess, pause_s: float = 0.0) -> Streams:
+    """Eight at a time; two of them are always long ones."""
     create: Any = gateway.openai(timeout=120).completions.create
 
     def once(length: int) -> Iterator[str]:
@@ -76,7 +76,7 @@ def streams(gateway: GatewayProcess) -> Streams:
             yield chunk.choices[0].text
         assert chunk.choices[0].finish_reason == "length"
 
-    return Streams([partial(once, length) for length in (600, 600, *[40] * 6)])
+    return Streams([partial(once, length) for length in (600, 600, *[40] * 6)], pause_s)
 
 
 def check(traffic: Streams) -> None:
@@ -112,7 +112,8 @@ def serve(gateway: GatewayProcess, draft: str) -> None:
 
 def test_the_second_engine_takes_over_and_nobody_notices(gateway: GatewayProcess) -> None:
     assert tau(gateway) == pytest.approx(K + 1, rel=0.1)
-    with streams(gateway) as traffic:
+    # Without pauses two cores are busy with the streams, and the second engine starts for minutes.
+    with streams(gateway, pause_s=5.0) as traffic:
         event = post(gateway, "promote", draft="narrow", min_share=0)
         running = engines(gateway)
     assert running == 1, "the first one is gone before the call answers"
