@@ -18,7 +18,7 @@ from draftsmith.distill.manifest import write_draft_vocabulary
 from draftsmith.distill.models import load_tokenizer
 from draftsmith.server.engine.command import EngineConfig
 from draftsmith.server.engine.process import EngineProcess
-from tests.server.processes import CONTEXT, GatewayProcess
+from tests.server.processes import CONTEXT, ENGINE_START_S, GatewayProcess
 from tests.tiny import make_target
 
 
@@ -70,7 +70,7 @@ def fleet(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         stack.callback(partial.stop)
         identical.wait_ready()
         partial.wait_ready()
-        plain.wait_ready(150.0)
+        plain.wait_ready(ENGINE_START_S)
         yield Fleet(identical, partial, plain)
 
 

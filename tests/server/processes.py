@@ -20,6 +20,8 @@ from draftsmith.server.settings import load_settings
 run_server(load_settings(), lambda url: print(url, flush=True))
 """
 MODEL = "org/tiny"  # a slash, as hub ids have
+# An engine starts in 40 s on two idle cores, and was seen to take seven minutes on two busy ones.
+ENGINE_START_S = 600.0
 CONTEXT = 4096  # tiny models are quick: only a long answer can be interrupted
 SMALL = {
     "DRAFTSMITH_DTYPE": "float32",
@@ -73,8 +75,13 @@ class GatewayProcess:
         headers = {"x-strict-types": "true"}
         return self.openai(_strict_response_validation=True, default_headers=headers)
 
-    def wait_ready(self, timeout_s: float = 150.0) -> None:
-        wait_until(lambda: self.get("/ready").status_code == 200, timeout_s, "ready")
+    def wait_ready(self, timeout_s: float = ENGINE_START_S) -> None:
+        try:
+            wait_until(lambda: self.get("/ready").status_code == 200, timeout_s, "ready")
+        except AssertionError as error:
+            logs = [self.stderr, *sorted(self.home.rglob("engine*.log"))]
+            error.add_note("\n".join(f"{one}:\n{one.read_text()[-2000:]}" for one in logs))
+            raise
 
     def get(self, path: str) -> httpx.Response:
         with self.client() as client:

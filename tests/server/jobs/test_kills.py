@@ -44,6 +44,18 @@ def trainers(site: Site, job_id: str) -> list[psutil.Process]:
     return all_trainers(site).get(job_id, [])
 
 
+def wait_trainer(site: Site, job_id: str) -> psutil.Process:
+    """The one process that trains, once there is one; seen in one look, since it may end."""
+    seen: list[psutil.Process] = []
+
+    def there() -> bool:
+        seen[:] = trainers(site, job_id)
+        return len(seen) == 1
+
+    wait_until(there, 120, f"one trainer of {job_id}")
+    return seen[0]
+
+
 class Api:
     """The gateway as a process, started again after each kill."""
 
@@ -171,8 +183,7 @@ def test_a_worker_that_wakes_up_late_writes_nothing(site: Site) -> None:
     job_id = site.submit(tiny(steps=2000, save_every=1000, eval_every=1000))
     late = site.work(lease_s="2", grace_s="1")
     site.wait(job_id, "running")
-    wait_until(lambda: bool(trainers(site, job_id)), 60, "the trainer runs")
-    (trainer,) = trainers(site, job_id)
+    trainer = wait_trainer(site, job_id)
     os.kill(late.pid, signal.SIGSTOP)
     site.work(lease_s="2", grace_s="1")
     wait_until(
@@ -181,7 +192,7 @@ def test_a_worker_that_wakes_up_late_writes_nothing(site: Site) -> None:
     wait_until(lambda: not alive(trainer.pid), 60, "the first trainer is ended before")
     os.kill(late.pid, signal.SIGCONT)
     wait_until(lambda: "another worker has it" in site.worker_log(), 60, "it notices")
-    wait_until(lambda: len(trainers(site, job_id)) == 1, 60, "the second trainer runs")
+    wait_trainer(site, job_id)
     assert late.poll() is None, "it goes on with other jobs"
     site.api.post(f"/{job_id}/cancel", json={})
     assert site.wait(job_id, timeout_s=60)["status"] == "cancelled"
@@ -193,6 +204,6 @@ def test_a_worker_that_wakes_up_late_writes_nothing(site: Site) -> None:
 def test_nothing_outlives_a_killed_worker(site: Site) -> None:
     job_id = site.submit(tiny(steps=2000, save_every=1000, eval_every=1000))
     worker = site.work(grace_s="1")
-    wait_until(lambda: bool(trainers(site, job_id)), 60, "the trainer runs")
+    wait_trainer(site, job_id)
     worker.kill()
     wait_until(lambda: not trainers(site, job_id), 15, "the trainer is gone")

@@ -24,7 +24,7 @@ from draftsmith.server.jobs.settings import WorkerSettings
 from draftsmith.server.jobs.trainer import TRAINER, trainer_command
 from tests.server.jobs.conftest import Site, tiny
 from tests.server.jobs.schedulers import install, ray
-from tests.server.jobs.test_kills import trainers
+from tests.server.jobs.test_kills import wait_trainer
 from tests.server.processes import alive, descendants, wait_until
 
 KUBERNETES: dict[str, Any] = {
@@ -234,7 +234,7 @@ def test_a_job_on_slurm_outlives_its_worker(site: Site, tmp_path: Path) -> None:
     try:
         worker = site.work(launcher="slurm", lease_s="2")
         wait_until(lambda: site.api.get(f"/{job_id}").json()["step"] > 2, 90, "it trains")
-        (trainer,) = trainers(site, job_id)
+        trainer = wait_trainer(site, job_id)
         assert trainer.pid not in descendants(worker.pid)
         worker.kill()
         site.work(launcher="slurm", lease_s="2")
