@@ -18,9 +18,9 @@ from draftsmith.cli.evaluation_tables import report_table
 from draftsmith.cli.verdict import draft_verdict
 from draftsmith.cli.workload import Workload
 from draftsmith.distill.embedded import EMBEDDED_NAME, pull_embedded
+from draftsmith.distill.processor import multiplies_bfloat16
 from draftsmith.distill.recipe import load_recipe
 from draftsmith.server.engine.command import uses_cpu_wheel
-from draftsmith.server.engine.processor import multiplies_bfloat16
 from draftsmith.server.home import Home
 
 _QUESTION = "What does `heapq.nsmallest` do? Answer in two sentences."

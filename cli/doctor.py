@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from draftsmith.distill.processor import multiplies_bfloat16, processor_flags
 from draftsmith.server.engine.command import PLUGIN_NAME, REPORT_VARIABLE, preload_libraries
-from draftsmith.server.engine.processor import multiplies_bfloat16, processor_flags
 from draftsmith.server.home import Home
 
 State = Literal["ok", "warning", "missing"]

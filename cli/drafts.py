@@ -13,6 +13,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from draftsmith.cli.publish import log_to_mlflow, push_to_hub
+from draftsmith.distill.manifest import verify_files
 from draftsmith.server.database.connect import open_database
 from draftsmith.server.garbage import Collector
 from draftsmith.server.home import Home
@@ -57,12 +59,40 @@ def import_draft(
 @drafts.command("export")
 def export_draft(
     name: Annotated[str, typer.Argument(help="Name or id of a registered draft.")],
-    folder: Annotated[Path, typer.Argument(help="Folder to make.")],
+    folder: Annotated[Path | None, typer.Argument(help="Folder to make.")] = None,
+    hub: Annotated[
+        str | None, typer.Option(metavar="ORG/NAME", help="Repository of a Hugging Face hub.")
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private/--public", help="Who sees a new repository.")
+    ] = True,
+    mlflow: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Registered model of an MLflow server.")
+    ] = None,
 ) -> None:
-    """Copy a registered draft out, for another machine."""
-    if folder.exists():
-        raise ValueError(f"{folder} is there already: choose another folder.")
-    shutil.copytree(_registry().resolve(name).folder, folder)
+    """Copy a registered draft to a folder, a hub or MLflow, for other machines.
+
+    Hub and MLflow are found and entered as by their own tools: HF_ENDPOINT and HF_TOKEN,
+    MLFLOW_TRACKING_URI. Files are checked against the manifest first.
+
+    Examples:
+
+        draftsmith drafts export my-draft folder
+
+        draftsmith drafts export my-draft --hub my-org/my-draft
+    """
+    if sum(one is not None for one in (folder, hub, mlflow)) != 1:
+        raise ValueError("Give one place: a folder, --hub or --mlflow.")
+    version = _registry().resolve(name)
+    verify_files(version.folder, version.manifest)
+    if hub is not None:
+        print(push_to_hub(version, hub, private=private))
+    elif mlflow is not None:
+        print(log_to_mlflow(version, mlflow))
+    elif folder is not None:
+        if folder.exists():
+            raise ValueError(f"{folder} is there already: choose another folder.")
+        shutil.copytree(version.folder, folder)
 
 
 @drafts.command()

@@ -23,6 +23,8 @@ from transformers import (
 from transformers.utils import GENERATION_CONFIG_NAME
 from transformers.utils import logging as transformers_logging
 
+from draftsmith.distill.processor import multiplies_bfloat16
+
 # Fields of a config that change logits after the head; the chunked head does not know them.
 _LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
@@ -40,7 +42,11 @@ def quiet_libraries() -> None:
 def torch_dtype(name: str) -> torch.dtype:
     """The dtype of a recipe; `auto` is bfloat16 where this machine multiplies it natively."""
     if name == "auto":
-        return torch.bfloat16 if multiplies_bfloat16() else torch.float32
+        if torch.cuda.is_available():
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            native = multiplies_bfloat16()
+        return torch.bfloat16 if native else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
@@ -50,14 +56,6 @@ def served_dtype(exported: str) -> torch.dtype:
     `draftsmith serve` widens to float32 where bfloat16 is not multiplied natively.
     """
     return torch_dtype("auto") if exported == "bfloat16" else torch_dtype(exported)
-
-
-def multiplies_bfloat16() -> bool:
-    """Without hardware support a CPU emulates bfloat16 products, many times slower than float32."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def default_device() -> torch.device:

@@ -15,11 +15,12 @@ LAYERS = ["kernels", "distill", "server", "cli"]
 ALLOWED = {
     "kernels": [],
     "distill": ["draftsmith.kernels"],
-    # Five modules without torch: one parser of prompts, one layout of a run's folder.
+    # Six modules without torch: one parser of prompts, one layout of a run's folder.
     "server": [
         "draftsmith.distill.exits",
         "draftsmith.distill.folder",
         "draftsmith.distill.manifest",
+        "draftsmith.distill.processor",
         "draftsmith.distill.prompts",
         "draftsmith.distill.recipe",
     ],

@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from draftsmith.server.engine.processor import multiplies_bfloat16
+from draftsmith.distill.processor import multiplies_bfloat16
 
 ENGINE_MODULE = "vllm.entrypoints.openai.api_server"
 PLUGIN_NAME = "draftsmith"

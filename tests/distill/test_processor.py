@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from draftsmith.server.engine.processor import multiplies_bfloat16, processor_flags
+from draftsmith.distill.processor import multiplies_bfloat16, processor_flags
 
 
 @pytest.mark.parametrize(
