@@ -14,7 +14,8 @@ first. Only `draftsmith, kept states` keeps something of the teacher between ste
 default from its second pass over the text on. TRL keeps all activations, its faster setting. Peak
 memory is the process's high-water mark of resident memory, models and libraries included. `TRL`
 runs as Python starts it, `TRL, preloaded` with the allocator and the OpenMP that `draftsmith
-distill` loads first.
+distill` loads first. `passes alone` is no trainer: both models' passes, and the student's backwards
+from a given gradient of its logits, so that the rest of our step is what loss and optimiser add.
 
 The text is that of the built-in prompts, one after the other, cut into prompts and responses of
 equal lengths.
@@ -55,6 +56,7 @@ CONTENDERS = {
     "draftsmith": Contender("draftsmith", 4),
     "draftsmith, kept states": Contender("draftsmith", 4, kept_states=True),
     "draftsmith, micro-batch 8": Contender("draftsmith", 8),
+    "passes alone": Contender("passes", 4),
     "TRL": Contender("trl", 8, preload=False),
     "TRL, preloaded": Contender("trl", 8),
     "TRL, preloaded, micro-batch 4": Contender("trl", 4),

@@ -2,7 +2,7 @@
 
 Started by `gkd.py` with its task as JSON.
 
-Legend: B sequences, T positions.
+Legend: B sequences, T positions, N trained tokens, V vocabulary, H student width.
 """
 
 from __future__ import annotations
@@ -20,12 +20,16 @@ from typing import Any
 
 import torch
 from figures import resident_bytes
+from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from draftsmith.distill import distributed
-from draftsmith.distill.batch import Example, make_batch
+from draftsmith.distill.batch import Example, make_batch, response_states
+from draftsmith.distill.micro_batches import micro_batches
 from draftsmith.distill.models import (
+    body,
     default_device,
+    head_weight,
     load_model,
     load_tokenizer,
     quiet_libraries,
@@ -35,6 +39,7 @@ from draftsmith.distill.models import (
 from draftsmith.distill.prompts import load_prompts
 from draftsmith.distill.recipe import Recipe, parse_recipe
 from draftsmith.distill.student import make_student
+from draftsmith.distill.trainee import autocast
 
 LEARNING_RATE, CLIP, BETA = 1e-4, 1.0, 0.5
 
@@ -118,6 +123,34 @@ def draftsmith(task: SimpleNamespace, teacher: PreTrainedModel, student: PreTrai
             )
         record = train_step(engine, run, recipe, course, number, drawn)
         return record["tokens"], record["loss"]
+
+    serve(task.steps, step)
+
+
+def passes(task: SimpleNamespace, teacher: PreTrainedModel, student: PreTrainedModel) -> None:
+    """What no loss can do without: both models' passes and their products with the head, with a
+    given gradient of the student's logits. No divergence, no optimiser."""
+    tokenizer = load_tokenizer(Path(task.teacher))
+    dtype, device = torch_dtype(task.dtype), default_device()
+    examples, pad = texts(task, tokenizer), stop_tokens(teacher, tokenizer)[0]
+    parts = micro_batches(examples, recipe_of(task).train)
+    columns = head_weight(student).shape[0]
+    rows = max(len(part) for part in parts) * task.response_tokens
+    gradient_NV = torch.randn(rows, columns, device=device).to(dtype)
+
+    def step(_: int) -> tuple[float, float]:
+        tokens = 0
+        for part in parts:
+            batch = make_batch(part, pad, device)
+            with torch.no_grad(), autocast(device, dtype):
+                functional.linear(response_states(body(teacher), batch), head_weight(teacher))
+            with autocast(device, dtype):
+                hidden_NH = response_states(body(student), batch)
+                logits_NV = functional.linear(hidden_NH, head_weight(student))
+            logits_NV.backward(gradient_NV[: len(logits_NV)])
+            tokens += len(logits_NV)
+        student.zero_grad()
+        return tokens, 0.0
 
     serve(task.steps, step)
 
@@ -227,7 +260,7 @@ def main() -> None:
         distributed.start_processes()
     teacher = load_model(Path(task.teacher), torch_dtype(task.dtype)).to(default_device())
     student = make_student(teacher, recipe_of(task).student, seed=0).to(default_device())
-    {"draftsmith": draftsmith, "trl": trl}[task.library](task, teacher, student)
+    {"draftsmith": draftsmith, "passes": passes, "trl": trl}[task.library](task, teacher, student)
 
 
 if __name__ == "__main__":
