@@ -5,11 +5,13 @@
 
 Contenders: the target alone, the draft with every fixed lookahead from 1 to K, and the controller.
 They answer the same prompts in turns, the others stopped meanwhile, in an order that alternates
-from round to round; before a cell the controller answers its prompts once, which does not count.
+from round to round; before a cell the controller answers its prompts for --settle seconds, which do
+not count.
 Easy prompts are of the draft's domain, hard ones of another, mixed ones take turns.
 
 Then the traffic shifts: the controller answers easy prompts, one at a time, until it has settled,
-and then hard ones. Reported is how long it takes until the lookahead that it ends up with stands.
+and then hard ones. Reported is every lookahead that then stands, and when only such were left that
+have 95 % of the best one's speed on hard prompts.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ from draftsmith.server.home import Home
 
 ALONE, ADAPTIVE, FIXED = "target alone", "adaptive", "fixed"
 WATCHED_S = 90.0
+NEAR = 0.95
+"""A lookahead with this share of the best one's speed is as good as right."""
 
 
 def main() -> None:
@@ -60,8 +64,7 @@ def main() -> None:
                 few = prompts[: max(level, options.least)]
                 given: Any = {"baseline": ALONE, "concurrency": level, "sampling": sampling}
                 with taking_turns(list(engines.values())) as turn, turn(engines[ADAPTIVE]):
-                    learner = {ADAPTIVE: engines[ADAPTIVE]}
-                    measure_load(learner, few, rounds=1, **given | {"baseline": ADAPTIVE})
+                    settle({ADAPTIVE: engines[ADAPTIVE]}, few, options.settle, given)
                 found = measure_load(
                     all_of_them, few, rounds=options.rounds, own_sampling=own, **given
                 )
@@ -69,9 +72,24 @@ def main() -> None:
                 print(f"{kind}, {level} at a time: {line(found)}", flush=True)
                 write(options, cells, None)
         with taking_turns(list(engines.values())) as turn, turn(engines[ADAPTIVE]):
-            shift = shift_of_traffic(engines[ADAPTIVE], easy, hard, sampling)
+            speeds = speeds_of(cells["hard"][1]) if 1 in cells.get("hard", {}) else {}
+            shift = shift_of_traffic(engines[ADAPTIVE], easy, hard, sampling, speeds)
     print(f"after a shift of traffic: {shift}")
     write(options, cells, shift)
+
+
+def settle(
+    engines: dict[str, EngineProcess],
+    prompts: list[list[int]],
+    seconds: float,
+    given: dict[str, Any],
+) -> None:
+    """The controller meets the traffic of a cell, once at least."""
+    end = time.monotonic() + seconds
+    while True:
+        measure_load(engines, prompts, rounds=1, **given | {"baseline": ADAPTIVE})
+        if time.monotonic() >= end:
+            return
 
 
 def line(found: dict[str, LoadResult]) -> str:
@@ -85,22 +103,41 @@ def share(found: dict[str, LoadResult]) -> float:
     return found[ADAPTIVE].speedup / best
 
 
+def speeds_of(found: dict[str, LoadResult]) -> dict[int, float]:
+    """By lookahead, beside the target alone."""
+    fixed = {int(name[4:]): one.speedup for name, one in found.items() if name.startswith("K = ")}
+    return {0: found[ALONE].speedup} | fixed
+
+
 def shift_of_traffic(
-    engine: EngineProcess, easy: list[list[int]], hard: list[list[int]], sampling: dict[str, Any]
+    engine: EngineProcess,
+    easy: list[list[int]],
+    hard: list[list[int]],
+    sampling: dict[str, Any],
+    speeds: dict[int, float],
 ) -> dict[str, Any]:
-    """Lookahead before and after, and the seconds until the last change."""
+    """What the controller does after it: every change, and when it was right again.
+
+    Args:
+        speeds: of hard prompts by lookahead, as its own cell measured them.
+    """
     probe = Probe(ADAPTIVE, engine, sampling)
     probe.begin(easy[0])
     before = follow(probe, engine, easy, WATCHED_S / 2)
     after = follow(probe, engine, hard, WATCHED_S)
     probe.client.close()
-    changes = [second for (_, one), (second, other) in itertools.pairwise(after) if one != other]
-    return {
+    first, changes = after[:1], itertools.pairwise(after)
+    stood = first + [(second, k) for (_, before_it), (second, k) in changes if k != before_it]
+    found: dict[str, Any] = {
         "lookahead_before": before[-1][1],
-        "lookahead_after": after[-1][1],
-        "settled_after_s": changes[-1] if changes else 0.0,
+        "lookaheads_after": [{"from_s": second, "lookahead": k} for second, k in stood],
         "watched_s": WATCHED_S,
     }
+    if speeds:
+        wrong = [at for at, (_, k) in enumerate(stood) if speeds[k] < NEAR * max(speeds.values())]
+        last = wrong[-1] + 1 if wrong else 0
+        found["near_best_after_s"] = stood[last][0] if last < len(stood) else None
+    return found
 
 
 def follow(
@@ -152,6 +189,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("-k", type=int, default=3, help="longest lookahead")
     parser.add_argument("--concurrency", default="1,4,16")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--settle", type=float, default=30.0, help="seconds before each cell")
     parser.add_argument("--limit", type=int, default=32, help="prompts of each kind")
     parser.add_argument("--least", type=int, default=6, help="prompts a round, at the least")
     parser.add_argument("--max-tokens", type=int, default=64)

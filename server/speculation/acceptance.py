@@ -19,7 +19,7 @@ class RecentAcceptance:
     position that is not tried keeps its counts, one that is forgets by halves.
     """
 
-    def __init__(self, max_lookahead: int, half_life: float = 256.0) -> None:
+    def __init__(self, max_lookahead: int, half_life: float = 128.0) -> None:
         """`half_life`: trials of a position after which an older one counts half."""
         self._keep = 0.5 ** (1 / half_life)
         self._tried = [0.0] * max_lookahead

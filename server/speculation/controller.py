@@ -16,13 +16,17 @@ from draftsmith.server.speculation.acceptance import RecentAcceptance
 from draftsmith.server.speculation.goodput import goodput
 from draftsmith.server.speculation.step_times import StepTimes, bucket_of
 
-_LEARN_STEPS = 12
+_LEARN_STEPS = 8
 """Steps of each kind that are tried before the first decision for a batch size."""
 _SETTLE_STEPS = 2
 """Steps after a change that belong to neither lookahead: proposals are verified a step later."""
 _DECIDE_EVERY = 16
 _TRIALS_OF_A_PROFILE = 64.0
 _PROBE_STEPS = 8
+_CONFIRM_AFTER = 32
+"""Steps after a change until the lookahead before it is tried once more."""
+_FRESH_STEPS = 64
+"""So long what was measured may decide a change: a machine is now faster, now slower."""
 _FIRST_PROBE_AFTER = 256
 _LONGEST_PROBE_AFTER = 4096
 
@@ -40,6 +44,8 @@ class _Course:
     next_probe: int = _FIRST_PROBE_AFTER
     probe_gap: int = _FIRST_PROBE_AFTER
     probes: list[int] = field(default_factory=list)
+    seen: dict[int, int] = field(default_factory=dict)
+    """Number of steps when each lookahead was last measured."""
 
 
 class LookaheadController:
@@ -48,6 +54,10 @@ class LookaheadController:
     For each batch size it first tries a few lookaheads, then keeps the best; it changes only for
     a gain above `margin`, and now and then, ever more rarely while nothing changes, tries
     another one for a few steps, since the world changes and what is not tried is not known.
+
+    A machine that is slow for a second makes the lookahead in use look bad, and only that one.
+    So a change must be confirmed by a trial of now, and is itself tried against the lookahead
+    before it soon after.
     """
 
     def __init__(self, max_lookahead: int, *, adaptive: bool = True, margin: float = 0.03) -> None:
@@ -81,7 +91,7 @@ class LookaheadController:
                     self.times.observe(bucket, lookahead, one)
             course = self._courses[bucket] = self._begin()
             course.to_learn = [] if len(self.goodput(bucket)) > 1 else course.to_learn
-            self._decide(bucket, course)
+            self._choose_first(bucket, course)
 
     def choose(self, num_decoding: int) -> int:
         """Tokens to draft in the next step for each of `num_decoding` requests."""
@@ -97,12 +107,15 @@ class LookaheadController:
         if course.steps % _DECIDE_EVERY == 0:
             self._decide(bucket, course)
         if course.steps >= course.next_probe:
-            self._begin_probe(course)
+            self._begin_probe(bucket, course, self._next_probe(course))
         return course.lookahead
 
     def observe_step(self, num_decoding: int, lookahead: int, seconds: float) -> None:
         """A step took `seconds`, with `lookahead` tokens both verified and drafted."""
-        self.times.observe(bucket_of(num_decoding), lookahead, seconds)
+        bucket = bucket_of(num_decoding)
+        self.times.observe(bucket, lookahead, seconds)
+        if course := self._courses.get(bucket):
+            course.seen[lookahead] = course.steps
 
     def observe_proposal(self, proposed: int, accepted: int) -> None:
         self.acceptance.observe(proposed, accepted)
@@ -136,29 +149,47 @@ class LookaheadController:
             course.to_learn.pop(0)
             course.learnt = 0
             if not course.to_learn:
-                self._decide(bucket, course)
+                self._choose_first(bucket, course)
                 return course.lookahead
             return course.to_learn[0]
         return lookahead
 
-    def _decide(self, bucket: int, course: _Course) -> None:
+    def _choose_first(self, bucket: int, course: _Course) -> None:
+        """What does best right after learning: all was measured just now, nothing is in doubt."""
+        gains = self.goodput(bucket)
+        if gains:
+            course.lookahead = max(gains, key=lambda lookahead: gains[lookahead])
+            course.next_probe = course.steps + course.probe_gap
+
+    def _decide(self, bucket: int, course: _Course, *, confirm: bool = True) -> None:
+        """Change to what is best, or try it first where `confirm` and it was not seen lately."""
         gains = self.goodput(bucket)
         if course.lookahead not in gains:
             return
         best = max(gains, key=lambda lookahead: gains[lookahead])
-        if gains[best] > (1 + self.margin) * gains[course.lookahead]:
-            course.lookahead = best
-            course.probe_gap = _FIRST_PROBE_AFTER
-            course.next_probe = course.steps + course.probe_gap
+        if gains[best] <= (1 + self.margin) * gains[course.lookahead]:
+            return
+        if confirm and course.steps - course.seen.get(best, -_FRESH_STEPS) >= _FRESH_STEPS:
+            self._begin_probe(bucket, course, best)
+            return
+        course.probes = [course.lookahead]
+        course.lookahead = best
+        course.probe_gap = _FIRST_PROBE_AFTER
+        course.next_probe = course.steps + _CONFIRM_AFTER
 
-    def _begin_probe(self, course: _Course) -> None:
+    def _next_probe(self, course: _Course) -> int:
+        """Neighbours, and none at all; the others follow from what these tell of acceptance."""
         if not course.probes:
-            near = [course.lookahead + 1, course.lookahead - 1, self.max_lookahead, 0]
+            near = [course.lookahead + 1, course.lookahead - 1, 0]
             inside = [one for one in near if 0 <= one <= self.max_lookahead]
             course.probes = [one for one in dict.fromkeys(inside) if one != course.lookahead]
             course.probe_gap = min(2 * course.probe_gap, _LONGEST_PROBE_AFTER)
-        course.probe, course.probe_left = course.probes.pop(0), _PROBE_STEPS + _SETTLE_STEPS
         course.next_probe = course.steps + course.probe_gap
+        return course.probes.pop(0)
+
+    def _begin_probe(self, bucket: int, course: _Course, lookahead: int) -> None:
+        course.probe, course.probe_left = lookahead, _PROBE_STEPS + _SETTLE_STEPS
+        self.times.renew(bucket, lookahead)
 
     def _go_on_probing(self, bucket: int, course: _Course) -> int:
         assert course.probe is not None
@@ -166,5 +197,6 @@ class LookaheadController:
         course.probe_left -= 1
         if course.probe_left == 0:
             course.probe = None
-            self._decide(bucket, course)
+            # Where no step was clean the trial tells nothing new, and what is known decides.
+            self._decide(bucket, course, confirm=False)
         return probe

@@ -24,9 +24,17 @@ class StepTimes:
     def __init__(self) -> None:
         self._seconds: dict[tuple[int, int], deque[float]] = {}
         self._counts: dict[tuple[int, int], int] = {}
+        self._outdated: set[tuple[int, int]] = set()
+
+    def renew(self, bucket: int, lookahead: int) -> None:
+        """Forget the steps of this kind as soon as there is a new one."""
+        self._outdated.add((bucket, lookahead))
 
     def observe(self, bucket: int, lookahead: int, seconds: float) -> None:
         kind = bucket, lookahead
+        if kind in self._outdated:
+            self._outdated.discard(kind)
+            self._seconds.pop(kind, None)
         self._seconds.setdefault(kind, deque(maxlen=_WINDOW)).append(seconds)
         self._counts[kind] = self._counts.get(kind, 0) + 1
 
