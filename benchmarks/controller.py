@@ -3,7 +3,8 @@
     .venv/bin/python benchmarks/controller.py --target smollm2-135m --draft FOLDER \
         --easy QUESTIONS.jsonl --hard OTHERS.jsonl --json benchmarks/results/controller-cpu.json
 
-Contenders: the target alone, the draft with every fixed lookahead from 1 to K, and the controller.
+Contenders: the target alone, the draft with every fixed lookahead from 0 (it rests) to K, and the
+controller.
 They answer the same prompts in turns, the others stopped meanwhile, in an order that alternates
 from round to round; before a cell the controller answers its prompts for --settle seconds, which do
 not count.
@@ -53,7 +54,7 @@ def main() -> None:
     configs = contenders(target, draft, [ADAPTIVE, FIXED], options.k, max(levels), None)
     cells: dict[str, dict[int, dict[str, LoadResult]]] = {}
     with running_engines(configs, home, "controller") as engines:
-        names = {f"K = {k}": k for k in range(1, options.k + 1)}
+        names = {f"K = {k}": k for k in range(options.k + 1)}
         all_of_them = {ALONE: engines[ALONE], ADAPTIVE: engines[ADAPTIVE]}
         all_of_them |= dict.fromkeys(names, engines[FIXED])
         own = {name: {"vllm_xargs": {LOOKAHEAD_ARGUMENT: k}} for name, k in names.items()}
@@ -105,8 +106,7 @@ def share(found: dict[str, LoadResult]) -> float:
 
 def speeds_of(found: dict[str, LoadResult]) -> dict[int, float]:
     """By lookahead, beside the target alone."""
-    fixed = {int(name[4:]): one.speedup for name, one in found.items() if name.startswith("K = ")}
-    return {0: found[ALONE].speedup} | fixed
+    return {int(name[4:]): one.speedup for name, one in found.items() if name.startswith("K = ")}
 
 
 def shift_of_traffic(
