@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 
 from draftsmith.server.registry import Version
 
@@ -61,7 +60,7 @@ def log_to_mlflow(version: Version, name: str) -> str:
         client = mlflow.MlflowClient()
         mlflow.set_experiment("draftsmith")
         with mlflow.start_run(run_name=version.id, tags=tags) as run:
-            mlflow.log_dict(json.loads(version.manifest.model_dump_json()), "manifest.json")
+            mlflow.log_dict(version.manifest.model_dump(mode="json"), "manifest.json")
             mlflow.log_metrics(_numbers(version))
             mlflow.log_artifacts(str(version.folder), "draft")
         if not client.search_registered_models(f"name = '{name}'"):
