@@ -106,7 +106,7 @@ class LookaheadController:
             return self._go_on_probing(bucket, course)
         if course.steps % _DECIDE_EVERY == 0:
             self._decide(bucket, course)
-        if course.steps >= course.next_probe:
+        if course.probe is None and course.steps >= course.next_probe:
             self._begin_probe(bucket, course, self._next_probe(course))
         return course.lookahead
 
@@ -158,7 +158,7 @@ class LookaheadController:
         """What does best right after learning: all was measured just now, nothing is in doubt."""
         gains = self.goodput(bucket)
         if gains:
-            course.lookahead = max(gains, key=lambda lookahead: gains[lookahead])
+            course.lookahead = max(gains, key=gains.__getitem__)
             course.next_probe = course.steps + course.probe_gap
 
     def _decide(self, bucket: int, course: _Course, *, confirm: bool = True) -> None:
@@ -166,7 +166,7 @@ class LookaheadController:
         gains = self.goodput(bucket)
         if course.lookahead not in gains:
             return
-        best = max(gains, key=lambda lookahead: gains[lookahead])
+        best = max(gains, key=gains.__getitem__)
         if gains[best] <= (1 + self.margin) * gains[course.lookahead]:
             return
         if confirm and course.steps - course.seen.get(best, -_FRESH_STEPS) >= _FRESH_STEPS:
