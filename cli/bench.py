@@ -15,7 +15,7 @@ from rich.table import Table
 
 from draftsmith.cli.engines import KV_CACHE_BYTES, running_engines
 from draftsmith.cli.evaluate import encode, say
-from draftsmith.cli.numbers import numbers
+from draftsmith.cli.numbers import distinct_numbers
 from draftsmith.cli.resolve import resolve_model
 from draftsmith.distill.progress import track
 from draftsmith.server.engine.command import EngineConfig, uses_cpu_wheel
@@ -86,7 +86,7 @@ def bench(
         raise ValueError(f"--output {output}: the folder {output.parent} does not exist.")
     if lenience is not None and temperature == 0:
         raise ValueError("--lenience changes nothing at temperature 0: give a --temperature.")
-    chosen, levels = _methods(methods), sorted(set(numbers("--concurrency", concurrency)))
+    chosen, levels = _methods(methods), distinct_numbers("--concurrency", concurrency)
     target_folder, draft_folder = resolve_model(target, home), resolve_model(draft, home)
     check_pair(target_folder, draft_folder)
     encoded = encode(prompts, target_folder, limit)

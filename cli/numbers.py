@@ -16,3 +16,8 @@ def numbers(option: str, text: str) -> list[int]:
     if min(found) < 1:
         raise ValueError(f"{option} {text}: numbers are at least 1.")
     return found
+
+
+def distinct_numbers(option: str, text: str) -> list[int]:
+    """The same in ascending order, none twice."""
+    return sorted(set(numbers(option, text)))

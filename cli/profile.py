@@ -14,7 +14,7 @@ from rich.table import Table
 
 from draftsmith.cli.engines import KV_CACHE_BYTES, running_engines
 from draftsmith.cli.evaluate import encode, say
-from draftsmith.cli.numbers import numbers
+from draftsmith.cli.numbers import distinct_numbers
 from draftsmith.cli.resolve import resolve_model
 from draftsmith.distill.progress import track
 from draftsmith.server.engine.calibrate import calibrate
@@ -60,7 +60,7 @@ def profile(
     home = Home.default().ensure()
     if output is not None and not output.absolute().parent.is_dir():
         raise ValueError(f"--output {output}: the folder {output.parent} does not exist.")
-    sizes = sorted(set(numbers("--batch-sizes", batch_sizes)))
+    sizes = distinct_numbers("--batch-sizes", batch_sizes)
     target_folder, draft_folder = resolve_model(target, home), resolve_model(draft, home)
     check_pair(target_folder, draft_folder)
     encoded = encode(prompts, target_folder, limit)

@@ -23,7 +23,7 @@ from draftsmith.distill.models import (
     torch_dtype,
 )
 from draftsmith.distill.recipe import Recipe
-from draftsmith.distill.rollout import heldout_examples, serving_sampling, teacher_samplings
+from draftsmith.distill.recorded import record_text
 from draftsmith.distill.student.initial import initial_student, planned_student
 from draftsmith.distill.teacher import (
     LiveTeacher,
@@ -34,7 +34,7 @@ from draftsmith.distill.teacher import (
     open_store,
     open_teachers,
 )
-from draftsmith.distill.texts import prompts_to_answer, read_prompts
+from draftsmith.distill.texts import read_prompts
 from draftsmith.distill.vocabulary import draft_tokens
 
 
@@ -107,20 +107,7 @@ def prepare(recipe: Recipe, folder: RunFolder) -> Prepared:
         teacher, target = open_teachers(
             recipe, store, model, tokenizer, stops, prompts.train, writes
         )
-        answers = teacher.answers(
-            folder.answers("train"),
-            prompts_to_answer(prompts.train, recipe),
-            teacher_samplings(recipe.rollout),
-            how,
-            "teacher answers",
-        )
-        heldout_answers = target.answers(
-            folder.answers("heldout"),
-            prompts.heldout,
-            [serving_sampling(recipe)],
-            how,
-            "teacher answers, held out",
-        )
+        answers, heldout = record_text(teacher, target, prompts, recipe, folder, how)
     student = initial_student(recipe, model, prompts.train, answers, stops)
     return Prepared(
         teacher=teacher,
@@ -132,7 +119,7 @@ def prepare(recipe: Recipe, folder: RunFolder) -> Prepared:
         stop_tokens=stops,
         prompts=prompts.train,
         answers=answers,
-        heldout=heldout_examples(prompts.heldout, heldout_answers),
+        heldout=heldout,
         heldout_given=prompts.heldout_given,
         teacher_folder=teacher_folder,
         identity=store.manifest.teacher if store else target_identity(teacher_folder),

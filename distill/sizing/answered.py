@@ -18,9 +18,9 @@ from draftsmith.distill.models import (
     torch_dtype,
 )
 from draftsmith.distill.recipe import Recipe
-from draftsmith.distill.rollout import heldout_examples, serving_sampling, teacher_samplings
+from draftsmith.distill.recorded import record_text
 from draftsmith.distill.teacher import LiveTeacher
-from draftsmith.distill.texts import prompts_to_answer, read_prompts
+from draftsmith.distill.texts import read_prompts
 
 
 @dataclass(frozen=True)
@@ -47,18 +47,5 @@ def answered(recipe: Recipe, folder: RunFolder) -> Answered:
     teacher = LiveTeacher(model.to(default_device()), stops[0])
     how = Answering(recipe.seed, stops, recipe.rollout.batch_size)
     folder.root.mkdir(parents=True, exist_ok=True)
-    answers = teacher.answers(
-        folder.answers("train"),
-        prompts_to_answer(prompts.train, recipe),
-        teacher_samplings(recipe.rollout),
-        how,
-        "teacher answers",
-    )
-    heldout = teacher.answers(
-        folder.answers("heldout"),
-        prompts.heldout,
-        [serving_sampling(recipe)],
-        how,
-        "teacher answers, held out",
-    )
-    return Answered(teacher, prompts.train, answers, heldout_examples(prompts.heldout, heldout))
+    answers, heldout = record_text(teacher, teacher, prompts, recipe, folder, how)
+    return Answered(teacher, prompts.train, answers, heldout)

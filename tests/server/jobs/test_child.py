@@ -9,7 +9,7 @@ import sys
 
 from draftsmith.server.jobs.child import WORKER_MODULE
 from tests.server.jobs.conftest import QUICK, Site, tiny
-from tests.server.jobs.test_kills import trainers
+from tests.server.jobs.test_kills import wait_trainer
 from tests.server.processes import alive, command_of, descendants, wait_until
 
 SERVER = """
@@ -44,12 +44,12 @@ def worker_of(server: subprocess.Popen[bytes]) -> list[int]:
 def test_the_server_keeps_one_worker(site: Site) -> None:
     job_id = site.submit(tiny(steps=2000, save_every=1, eval_every=1000))
     server = start(site)
-    wait_until(lambda: bool(trainers(site, job_id)), 60, "it trains")
+    wait_trainer(site, job_id)
     (first,) = worker_of(server)
     os.kill(first, signal.SIGKILL)
     wait_until(lambda: worker_of(server) not in ([], [first]), 30, "a new worker")
     wait_until(lambda: site.api.get(f"/{job_id}").json()["attempts"] == 2, 30, "taken over")
-    wait_until(lambda: bool(trainers(site, job_id)), 60, "it trains again")
+    wait_trainer(site, job_id)
     family = descendants(server.pid)
     server.kill()
     server.wait()

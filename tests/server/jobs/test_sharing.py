@@ -12,7 +12,7 @@ from draftsmith.server.device import Device
 from draftsmith.server.home import Home
 from tests.server.conftest import Models
 from tests.server.jobs.conftest import Site, tiny
-from tests.server.jobs.test_kills import trainers
+from tests.server.jobs.test_kills import trainers, wait_trainer
 from tests.server.processes import MODEL, GatewayProcess, wait_until
 
 LONG = tiny(steps=2000, save_every=1, eval_every=2000)
@@ -38,7 +38,7 @@ def test_refused_and_alone(site: Site) -> None:
     assert site.wait(job_id, "running")["waiting"] is None
     assert not trainers(site, job_id), "it waits for the engine to stop"
     serving.drop()
-    wait_until(lambda: bool(trainers(site, job_id)), 40, "it trains")
+    wait_trainer(site, job_id)
     assert device.is_claimed()
     worker.kill()
     wait_until(lambda: not device.is_claimed(), 20, "the kernel gives the machine back")
@@ -76,7 +76,7 @@ def test_the_engine_stops_for_a_training_and_comes_back(models: Models, tmp_path
         wait_until(lambda: gateway.running_requests() == 1, 10, "a request is inside")
         job_id = site.submit(LONG)
         worker = site.work(sharing="exclusive", grace_s="1")
-        wait_until(lambda: bool(trainers(site, job_id)), 90, "it trains")
+        wait_trainer(site, job_id)
         asking.join()
         assert inside[0].status_code == 200
         with gateway.client() as client:
