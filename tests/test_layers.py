@@ -30,6 +30,7 @@ ALLOWED = {
 HEAVY = ["torch", "transformers", "deepspeed", "vllm", "datasets"]
 INSIDE_VLLM = {
     "server/engine/draft_reading.py",
+    "server/engine/draws.py",
     "server/engine/lenience.py",
     "server/engine/plugin.py",
     "server/engine/scheduler.py",

@@ -11,7 +11,10 @@ that each mend retires itself when vLLM is right:
    not have.
 3. Probabilistic drafts ignore `seed`, so that the same request gets another answer each time.
 
-And one of manners: engine core and worker wait for each other in a loop of `sched_yield`, which
+Two more things are slow there, and made fast: random draws (`draws.py`), and a draft that reads
+along where nothing is proposed (`draft_reading.py`).
+
+And one is of manners: engine core and worker wait for each other in a loop of `sched_yield`, which
 keeps a whole core busy. With two cores the API server then hardly runs: measured with a tiny
 model, the first byte of a stream came after 2 s, with the last. They sleep a moment instead.
 """
@@ -30,12 +33,12 @@ from typing import Any
 
 import torch
 
+from draftsmith.server.engine import draws
 from draftsmith.server.engine.command import FAULTS, REPORT_VARIABLE
 from draftsmith.server.engine.draft_reading import let_drafts_rest
 from draftsmith.server.engine.lenience import verify_leniently
 from draftsmith.server.engine.vocabulary import serve_draft_vocabularies
 
-_GREEDY_BELOW = 1e-5  # vLLM's own bound between greedy and random sampling
 _log = logging.getLogger("vllm.draftsmith")
 
 
@@ -62,6 +65,7 @@ def register() -> None:
         bind()
         _report(mend() | verify_leniently())
         let_drafts_rest()
+        draws.draw_cheaply()
 
     platform.register_triton_kernel_overrides = classmethod(bind_then_mend)
     platform._draftsmith_hooked = True
@@ -232,23 +236,11 @@ def _mend_draft_noise() -> str:
     from vllm.v1.spec_decode import llm_base_proposer
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-    propose = llm_base_proposer.compute_probs_and_sample_next_token
-    if draft_noise_is_seeded(propose):
+    if draft_noise_is_seeded(llm_base_proposer.compute_probs_and_sample_next_token):
         return "right"
-
-    def propose_seeded(logits: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
-        tokens, probs = propose(logits, batch, *args, **kwargs)
-        if batch.all_greedy:
-            return tokens, probs
-        for row, generator in batch.generators.items():
-            if batch.temperature[row] >= _GREEDY_BELOW:
-                noise = torch.empty_like(probs[row]).exponential_(generator=generator)
-                tokens[row] = probs[row].div(noise).argmax()
-        return tokens, probs
-
-    if not draft_noise_is_seeded(propose_seeded):
+    if not draft_noise_is_seeded(draws.propose):
         raise RuntimeError("draftsmith: the seeded draft sampling fails its self-test")
-    llm_base_proposer.compute_probs_and_sample_next_token = propose_seeded
+    llm_base_proposer.compute_probs_and_sample_next_token = draws.propose
     propose_batch = GPUModelRunner.propose_draft_token_ids
 
     def propose_for_finished(self: Any, *args: Any, **kwargs: Any) -> Any:
