@@ -6,7 +6,8 @@ Each run is a training process of its own. The target answers the prompts once; 
 those answers and are measured on the same held-out ones. Runs that are done are not done again, so
 that a benchmark can be interrupted, or taken in parts with --only. Seeds change the order of the
 prompts, sampling and new weights. The budget is a number of steps; adaspec's reference costs a run
-of its own on top.
+of its own on top. Small models leave the second core half idle: with --at-a-time 2, two runs share
+the cores, and both are done sooner than one after the other.
 
 It writes `objectives.json` and `objectives.png`: for each objective the acceptance rates, tokens a
 target call (tau) and KL(target || draft) of a held-out token, with their spread over the seeds.
@@ -15,18 +16,22 @@ target call (tau) and KL(target || draft) of a held-out token, with their spread
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import os
 import shutil
 import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from draftsmith.distill.metrics import read_metrics
 from draftsmith.distill.sections import EvaluateSection
+from draftsmith.server.jobs.trainer import trainer_command, trainer_environment
 
 HELDOUT_PROMPTS = 24
 RECIPE = """
@@ -107,14 +112,14 @@ def main() -> None:
     heldout, train = options.output / "heldout.jsonl", options.output / "train.jsonl"
     heldout.write_text("\n".join(lines[:HELDOUT_PROMPTS]) + "\n", encoding="utf-8")
     train.write_text("\n".join(lines[HELDOUT_PROMPTS:wanted]) + "\n", encoding="utf-8")
-    for name, variant in VARIANTS.items():
-        if options.only and name not in options.only:
-            continue
-        if variant.needs_responses and not _all_have_responses(train):
+    chosen = [name for name in VARIANTS if name in (options.only or VARIANTS)]
+    if not _all_have_responses(train):
+        for name in [name for name in chosen if VARIANTS[name].needs_responses]:
             print(f"{name}: left out, the prompts have no responses", flush=True)
-            continue
-        for seed in range(options.seeds):
-            distil(options, name, seed)
+            chosen.remove(name)
+    references = [name for name in chosen if VARIANTS[name].reference is None]
+    for names in (references, [name for name in chosen if name not in references]):
+        distil_all(options, names)
     table = summarise(options)
     content = {
         "budget": {name: getattr(options, name) for name in ("num_prompts", "steps", "batch_size")},
@@ -137,6 +142,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--at-a-time", type=int, default=1, help="runs that share the cores")
     parser.add_argument("--num-prompts", type=int, default=192, help="to train on")
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--only", nargs="*", choices=list(VARIANTS), default=[])
@@ -147,6 +153,18 @@ def parse() -> argparse.Namespace:
         help="fields of the recipe's [student]",
     )
     return parser.parse_args()
+
+
+def distil_all(options: argparse.Namespace, names: list[str]) -> None:
+    """One seed of all before the next: what is interrupted has compared them all."""
+    runs = list(itertools.product(range(options.seeds), names))
+    with ThreadPoolExecutor(options.at_a_time) as pool:
+        done = [pool.submit(distil, options, name, seed) for seed, name in runs]
+        try:
+            for one in done:
+                one.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def distil(options: argparse.Namespace, name: str, seed: int) -> None:
@@ -167,18 +185,20 @@ def distil(options: argparse.Namespace, name: str, seed: int) -> None:
             shutil.copy(kept, used)
     recipe = options.output / "objectives.toml"
     recipe.write_text(RECIPE, encoding="utf-8")
-    command = [sys.executable, "-m", "draftsmith.distill.train", "--output", str(folder)]
-    command += ["--recipe", str(recipe)]
+    threads = max(1, len(os.sched_getaffinity(0)) // options.at_a_time)
+    environment = trainer_environment() | {"OMP_NUM_THREADS": str(threads)}
+    command = trainer_command(str(recipe), folder)
     for field, value in settings(options, name, seed).items():
         command += ["--set", f"{field}={value if isinstance(value, str) else json.dumps(value)}"]
     print(f"{name}, seed {seed}", flush=True)
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         sys.exit(f"error: {name}, seed {seed} failed:\n{done.stderr[-3000:]}")
     shared.mkdir(exist_ok=True)
     for kept, used in answers.items():
         if not kept.is_file():
-            shutil.copy(used, kept)
+            whole = shutil.copy(used, folder / "kept")
+            os.replace(whole, kept)  # another run may look for it now
     shutil.rmtree(folder / "checkpoints")
     shutil.rmtree(folder / "initial")
 

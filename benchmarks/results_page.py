@@ -13,6 +13,9 @@ MEASURES = {
     "KL": "forward_kl",
 }
 
+GAP_OBJECTIVES = ("forward_kl", "reverse_kl", "taid")
+"""What is compared across capacity gaps."""
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -48,11 +51,14 @@ def page(kept: Mapping[str, Kept], measured: int) -> str:
         _part(kept["objectives"], _objectives_table),
         "## Capacity gaps\n",
         "The same budget for students that are further and further below the teacher.\n",
+        "### 1 layer\n",
+        _part(kept["gap-1-layer"], _gap_table),
+        "### 3 layers\n",
+        "The student of all objectives, above.\n",
+        "" if kept["objectives"].found is None else _gap_table(kept["objectives"].found),
+        "### 6 layers\n",
+        _part(kept["gap-6-layers"], _gap_table),
     ]
-    for name, one in kept.items():
-        if name.startswith("gap-"):
-            title = name.removeprefix("gap-").replace("-", " ")
-            parts += [f"### {title[0].upper()}{title[1:]}\n", _part(one, _gap_table)]
     return "\n".join(part.rstrip() + "\n" for part in parts)
 
 
@@ -115,8 +121,10 @@ def _objectives_table(found: dict[str, Any]) -> str:
 
 
 def _gap_table(found: dict[str, Any]) -> str:
+    wanted = ("untrained", *GAP_OBJECTIVES)
+    compared = [one for one in found["objectives"] if one["objective"] in wanted]
     rows = [["objective", *MEASURES]]
-    rows += [[one["objective"], *_means(one)] for one in found["objectives"]]
+    rows += [[one["objective"], *_means(one)] for one in compared]
     return f"{_budget(found)}\n\n{_table(rows)}"
 
 
