@@ -32,6 +32,7 @@ INSIDE_VLLM = {
     "server/engine/draft_reading.py",
     "server/engine/draws.py",
     "server/engine/lenience.py",
+    "server/engine/norms.py",
     "server/engine/plugin.py",
     "server/engine/scheduler.py",
     "server/engine/vocabulary.py",

