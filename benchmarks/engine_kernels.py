@@ -2,10 +2,11 @@
 
     python benchmarks/engine_kernels.py --json FILE
 
-Logits, probabilities and hidden states are random, of a model's size: the cost does not depend on
-their values. Timed for each number of requests: one proposal of the draft at temperature 1; the
-replacements for K proposals a request; sampling a step in which nothing was proposed, by vLLM's
-rejection sampler and, as in our engines, by its plain one; and a norm. Medians over the rounds.
+Logits, probabilities and hidden states are random, of a model's size, and peaked as a model's are
+(a nucleus of 0.9 has some 20 tokens). Timed for each number of requests: one proposal of the draft
+at temperature 1; the replacements for K proposals a request; sampling a step in which nothing was
+proposed, by vLLM's rejection sampler and, as in our engines, by its plain one; top-p for the K + 1
+rows of each request; and a norm. Medians over the rounds.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ from vllm.platforms import current_platform
 from vllm.v1.sample import rejection_sampler
 from vllm.v1.sample.logits_processor import LogitsProcessors
 from vllm.v1.sample.metadata import SamplingMetadata
+from vllm.v1.sample.ops import topk_topp_sampler
 from vllm.v1.sample.sampler import Sampler
 from vllm.v1.spec_decode import llm_base_proposer
 from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 
-from draftsmith.server.engine import draws, norms, plugin
+from draftsmith.server.engine import draws, norms, nucleus, plugin
 
 STOCK, OURS = "vLLM", "draftsmith"
 Timed = dict[str, Callable[[], object]]
@@ -47,8 +49,12 @@ def main() -> None:
     options = parser.parse_args()
     current_platform.import_kernels()
     current_platform.register_triton_kernel_overrides()
-    stock = llm_base_proposer.compute_probs_and_sample_next_token
+    stock = (
+        llm_base_proposer.compute_probs_and_sample_next_token,
+        topk_topp_sampler.apply_top_k_top_p_pytorch,
+    )
     plugin.mend()
+    nucleus.find_nuclei_without_sorting()
     cells: dict[str, dict[str, dict[str, float]]] = {}
     for batch in map(int, options.batches.split(",")):
         cells[str(batch)] = {
@@ -72,8 +78,9 @@ def main() -> None:
         options.json.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def parts(stock: Any, batch: int, options: argparse.Namespace) -> dict[str, Timed]:
-    """What is timed, by name. `stock`: vLLM's own function for proposals."""
+def parts(stock: tuple[Any, Any], batch: int, options: argparse.Namespace) -> dict[str, Timed]:
+    """What is timed, by name. `stock`: vLLM's own functions for proposals and for top-p."""
+    propose, sort = stock
     k, vocabulary = options.k, options.vocabulary
     sampling, counts = metadata(batch), [k] * batch
     logits_BV = 3 * torch.randn(batch, vocabulary)
@@ -82,13 +89,17 @@ def parts(stock: Any, batch: int, options: argparse.Namespace) -> dict[str, Time
     ends_B = torch.arange(k, batch * k + 1, k, dtype=torch.int32)
     recovering = (k, counts, ends_B, token_N, q_NV, p_NV, sampling, p_NV.device)
     sampler = Sampler()
+    row_NV, limit_N = (
+        6 * torch.randn(batch * (k + 1), vocabulary),
+        torch.full((batch * (k + 1),), 0.9),
+    )
     with set_current_vllm_config(VllmConfig()):
         norm = RMSNorm(options.width, dtype=torch.bfloat16)
     hidden_BH, residual_BH = torch.randn(2, batch, options.width).bfloat16()
     rejecting, nothing = rejection_sampler.RejectionSampler(sampler), no_proposals(batch)
     return {
         "a proposal": {
-            STOCK: lambda: stock(logits_BV.clone(), sampling),
+            STOCK: lambda: propose(logits_BV.clone(), sampling),
             OURS: lambda: draws.propose(logits_BV.clone(), sampling),
         },
         "replacements": {
@@ -98,6 +109,10 @@ def parts(stock: Any, batch: int, options: argparse.Namespace) -> dict[str, Time
         "nothing proposed": {
             STOCK: lambda: rejecting(nothing, None, logits_BV, sampling),
             OURS: lambda: sampler(logits=logits_BV, sampling_metadata=sampling),
+        },
+        "top-p": {
+            STOCK: lambda: sort(row_NV.clone(), None, limit_N, True),
+            OURS: lambda: topk_topp_sampler.apply_top_k_top_p(row_NV.clone(), None, limit_N),
         },
         "a norm": {
             STOCK: lambda: norm.forward_native(hidden_BH.clone(), residual_BH.clone()),

@@ -33,6 +33,7 @@ INSIDE_VLLM = {
     "server/engine/draws.py",
     "server/engine/lenience.py",
     "server/engine/norms.py",
+    "server/engine/nucleus.py",
     "server/engine/plugin.py",
     "server/engine/scheduler.py",
     "server/engine/vocabulary.py",

@@ -11,8 +11,8 @@ that each mend retires itself when vLLM is right:
    not have.
 3. Probabilistic drafts ignore `seed`, so that the same request gets another answer each time.
 
-Three more things are slow there, and made fast: random draws (`draws.py`), norms (`norms.py`), and
-a draft that reads along where nothing is proposed (`draft_reading.py`).
+Four more things are slow there, and made fast: random draws (`draws.py`), top-p (`nucleus.py`),
+norms (`norms.py`), and a draft that reads along where nothing is proposed (`draft_reading.py`).
 
 And one is of manners: engine core and worker wait for each other in a loop of `sched_yield`, which
 keeps a whole core busy. With two cores the API server then hardly runs: measured with a tiny
@@ -38,6 +38,7 @@ from draftsmith.server.engine.command import FAULTS, REPORT_VARIABLE
 from draftsmith.server.engine.draft_reading import let_drafts_rest
 from draftsmith.server.engine.lenience import verify_leniently
 from draftsmith.server.engine.norms import normalise_in_one_kernel
+from draftsmith.server.engine.nucleus import find_nuclei_without_sorting
 from draftsmith.server.engine.vocabulary import serve_draft_vocabularies
 
 _log = logging.getLogger("vllm.draftsmith")
@@ -67,6 +68,7 @@ def register() -> None:
         _report(mend() | verify_leniently())
         let_drafts_rest()
         draws.draw_cheaply()
+        find_nuclei_without_sorting()
         normalise_in_one_kernel()
 
     platform.register_triton_kernel_overrides = classmethod(bind_then_mend)

@@ -1,0 +1,91 @@
+"""top-p without a sort keeps what top-p with a sort keeps.
+
+Legend: N rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from draftsmith.server.engine.nucleus import keep_nuclei
+
+# Inside a process of its own: vLLM changes much of the one that imports it.
+PROBE = """
+import json, torch
+from vllm.v1.sample.ops import topk_topp_sampler as vllm
+from draftsmith.server.engine import nucleus
+
+stock = vllm.apply_top_k_top_p_pytorch
+nucleus.find_nuclei_without_sorting()
+torch.manual_seed(0)
+different = []
+for spread in (0.1, 2, 5, 9):  # from nuclei of nearly all tokens to nuclei of one
+    for k, p in ((None, 0.9), (None, 0.3), (50, 0.95), (5000, 0.8), (50, None), (30_000, 0.5)):
+        logits = spread * torch.randn(4, 30_000)
+        ks = None if k is None else torch.tensor([k, k, k, 7])
+        ps = None if p is None else torch.tensor([p, p, 1.0, p])
+        copies = [None if ks is None else ks.clone() for _ in range(2)]
+        want = stock(logits.clone(), copies[0], ps, True)
+        got = vllm.apply_top_k_top_p(logits.clone(), copies[1], ps)
+        if ps is not None:
+            want[2] = logits[2] if ks is None else want[2]  # p = 1 keeps what underflows, too
+        if not torch.equal(got, want):
+            different.append([spread, k, p, (got != want).sum().item()])
+print(json.dumps(different))
+"""
+
+
+def test_vllm_keeps_the_same_tokens() -> None:
+    """Its own function and what the plug-in puts there, with top-k, without, and mixed rows."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert json.loads(done.stdout.splitlines()[-1]) == []
+
+
+def by_sorting(logits_V: torch.Tensor, p: float) -> set[int]:
+    prob_V, token_V = logits_V.double().softmax(-1).sort(descending=True)
+    before_V = prob_V.cumsum(0) - prob_V
+    return set(token_V[before_V < p].tolist())
+
+
+@pytest.mark.parametrize("p", [0.01, 0.5, 0.9, 0.9999])
+def test_the_nucleus_is_as_many_tokens_as_it_takes(p: float) -> None:
+    torch.manual_seed(3)
+    logits_NV = 4 * torch.randn(5, 3000)
+    given_NV = logits_NV.clone()
+    assert not len(keep_nuclei(logits_NV, torch.full((5,), p)))
+    for row, given in zip(logits_NV, given_NV, strict=True):
+        kept = row.isfinite()
+        different = set(kept.nonzero()[:, 0].tolist()) ^ by_sorting(given, p)
+        # p is a float32: tokens of less than its rounding may fall on either side.
+        assert given.double().softmax(-1)[list(different)].sum() < 1e-7
+        assert torch.equal(row[kept], given[kept])
+
+
+def test_rows_with_too_large_a_nucleus_are_told_and_left_alone() -> None:
+    logits_NV = torch.zeros(3, 5000)  # flat: the nucleus of 0.9 has 4500 tokens
+    logits_NV[1, 7] = 50
+    given_NV = logits_NV.clone()
+    assert keep_nuclei(logits_NV, torch.full((3,), 0.9)).tolist() == [0, 2]
+    assert torch.equal(logits_NV[[0, 2]], given_NV[[0, 2]])
+    assert logits_NV[1].isfinite().nonzero().tolist() == [[7]]
+
+
+def test_equal_logits_do_not_make_it_larger() -> None:
+    """bfloat16 rounds many logits to the same number."""
+    logits_NV = torch.zeros(1, 100)
+    keep_nuclei(logits_NV, torch.tensor([0.255]))
+    assert int(logits_NV.isfinite().sum()) == 26
+
+
+def test_no_limit_changes_nothing() -> None:
+    logits_NV = torch.randn(2, 400)
+    given_NV = logits_NV.clone()
+    assert not len(keep_nuclei(logits_NV, torch.ones(2)))
+    assert torch.equal(logits_NV, given_NV)
