@@ -35,6 +35,8 @@ PROFILE_VARIABLE = "DRAFTSMITH_PROFILE"
 """File of `draftsmith profile` that the adaptive choice begins with."""
 LENIENCE_VARIABLE = "DRAFTSMITH_ENGINE_LENIENCE"
 """Factor of lossy verification, where it is below 1; see `lenience.py`."""
+SHORTCUTS_VARIABLE = "DRAFTSMITH_ENGINE_SHORTCUTS"
+"""`off`: vLLM's own way where the plug-in has a faster one; see `plugin.py`. Not a setting."""
 SCHEDULER = "draftsmith.server.engine.scheduler.speculation_scheduler"
 WORKER_EXTENSION = "draftsmith.server.engine.weights_extension.WeightsExtension"
 

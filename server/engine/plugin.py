@@ -34,7 +34,7 @@ from typing import Any
 import torch
 
 from draftsmith.server.engine import draws
-from draftsmith.server.engine.command import FAULTS, REPORT_VARIABLE
+from draftsmith.server.engine.command import FAULTS, REPORT_VARIABLE, SHORTCUTS_VARIABLE
 from draftsmith.server.engine.draft_reading import let_drafts_rest
 from draftsmith.server.engine.lenience import verify_leniently
 from draftsmith.server.engine.norms import normalise_in_one_kernel
@@ -67,9 +67,10 @@ def register() -> None:
         bind()
         _report(mend() | verify_leniently())
         let_drafts_rest()
-        draws.draw_cheaply()
-        find_nuclei_without_sorting()
-        normalise_in_one_kernel()
+        if os.environ.get(SHORTCUTS_VARIABLE) != "off":
+            draws.draw_cheaply()
+            find_nuclei_without_sorting()
+            normalise_in_one_kernel()
 
     platform.register_triton_kernel_overrides = classmethod(bind_then_mend)
     platform._draftsmith_hooked = True
