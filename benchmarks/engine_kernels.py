@@ -5,8 +5,8 @@
 Logits, probabilities and hidden states are random, of a model's size, and peaked as a model's are
 (a nucleus of 0.9 has some 20 tokens). Timed for each number of requests: one proposal of the draft
 at temperature 1; the replacements for K proposals a request; sampling a step in which nothing was
-proposed, by vLLM's rejection sampler and, as in our engines, by its plain one; top-p for the K + 1
-rows of each request; and a norm. Medians over the rounds.
+proposed, by vLLM's rejection sampler and, as in our engines, by its plain one; top-p of 0.9, alone
+and after top-k of 50, for the K + 1 rows of each request; and a norm. Medians over the rounds.
 """
 
 from __future__ import annotations
@@ -89,10 +89,9 @@ def parts(stock: tuple[Any, Any], batch: int, options: argparse.Namespace) -> di
     ends_B = torch.arange(k, batch * k + 1, k, dtype=torch.int32)
     recovering = (k, counts, ends_B, token_N, q_NV, p_NV, sampling, p_NV.device)
     sampler = Sampler()
-    row_NV, limit_N = (
-        6 * torch.randn(batch * (k + 1), vocabulary),
-        torch.full((batch * (k + 1),), 0.9),
-    )
+    rows = batch * (k + 1)
+    row_NV = 6 * torch.randn(rows, vocabulary)
+    most_N, limit_N = torch.full((rows,), 50), torch.full((rows,), 0.9)
     with set_current_vllm_config(VllmConfig()):
         norm = RMSNorm(options.width, dtype=torch.bfloat16)
     hidden_BH, residual_BH = torch.randn(2, batch, options.width).bfloat16()
@@ -113,6 +112,10 @@ def parts(stock: tuple[Any, Any], batch: int, options: argparse.Namespace) -> di
         "top-p": {
             STOCK: lambda: sort(row_NV.clone(), None, limit_N, True),
             OURS: lambda: topk_topp_sampler.apply_top_k_top_p(row_NV.clone(), None, limit_N),
+        },
+        "top-k and top-p": {
+            STOCK: lambda: sort(row_NV.clone(), most_N.clone(), limit_N, True),
+            OURS: lambda: topk_topp_sampler.apply_top_k_top_p(row_NV.clone(), most_N, limit_N),
         },
         "a norm": {
             STOCK: lambda: norm.forward_native(hidden_BH.clone(), residual_BH.clone()),
