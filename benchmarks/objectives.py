@@ -235,10 +235,9 @@ def summarise(options: argparse.Namespace) -> list[dict[str, Any]]:
         runs = list(_runs(options, name))
         if not runs:
             continue
-        untrained += [first for first, _, _ in runs]
+        untrained += [first for first, _ in runs]
         entry: dict[str, Any] = {"objective": name, "seeds": len(runs)}
-        entry |= {one: _spread([last[one] for _, last, _ in runs]) for one in MEASURES}
-        entry["seconds"] = _spread([seconds for _, _, seconds in runs])
+        entry |= {one: _spread([last[one] for _, last in runs]) for one in MEASURES}
         entry["claim"] = variant.claim
         rows.append(entry)
     rows.sort(key=lambda row: -float(row["alpha_overlap"]["mean"]))
@@ -249,16 +248,15 @@ def summarise(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _runs(
     options: argparse.Namespace, name: str
-) -> Iterator[tuple[dict[str, float], dict[str, float], float]]:
-    """(before, after, seconds of all steps) of each finished run."""
+) -> Iterator[tuple[dict[str, float], dict[str, float]]]:
+    """Before and after each finished run."""
     for seed in range(options.seeds):
         folder = run_folder(options, name, seed)
         if not (folder / "curves.png").is_file():
             continue
         records = read_metrics(folder / "metrics.jsonl")
         evaluations = [record for record in records if record["kind"] == "evaluation"]
-        seconds = [sum(one["seconds"].values()) for one in records if one["kind"] == "train"]
-        yield _measures(evaluations[0]), _measures(evaluations[-1]), sum(seconds)
+        yield _measures(evaluations[0]), _measures(evaluations[-1])
 
 
 def _measures(record: dict[str, Any]) -> dict[str, float]:
@@ -280,18 +278,17 @@ def _all_have_responses(prompts: Path) -> bool:
 
 
 def print_table(table: list[dict[str, Any]]) -> None:
-    print(f"\n{'objective':28}" + "".join(f"{one:>18}" for one in (*MEASURES, "seconds")))
+    print(f"\n{'objective':28}" + "".join(f"{one:>18}" for one in MEASURES))
     for row in table:
         cells = []
-        for one in (*MEASURES, "seconds"):
-            value = row.get(one)
-            sd = "" if value is None or value["sd"] is None else f" ±{value['sd']:.3f}"
-            cells.append(f"{value['mean']:.3f}{sd}" if value else "")
+        for one in MEASURES:
+            sd = "" if row[one]["sd"] is None else f" ±{row[one]['sd']:.3f}"
+            cells.append(f"{row[one]['mean']:.3f}{sd}")
         print(f"{row['objective']:28}" + "".join(f"{cell:>18}" for cell in cells))
 
 
 def plot(table: list[dict[str, Any]], output: Path) -> None:
-    """A dot for each run and a bar for the mean: overlap, tau and divergence side by side."""
+    """A dot for each run and a stroke for the mean: overlap, tau, divergence side by side."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -307,11 +304,12 @@ def plot(table: list[dict[str, Any]], output: Path) -> None:
     figure, panels = pyplot.subplots(1, 3, figsize=size, sharey=True, layout="constrained")
     for axes, (measure, title) in zip(panels, titles.items(), strict=True):
         means = [row[measure]["mean"] for row in rows]
-        axes.barh(range(len(rows)), means, color="tab:blue", alpha=0.3)
+        axes.plot(means, range(len(rows)), "|", color="tab:blue", markersize=14)
         for place, row in enumerate(rows):
             values = row[measure]["values"]
             axes.plot(values, [place] * len(values), "o", color="tab:blue", markersize=4)
-        axes.set(title=title, xlim=(0.95 * min(means), None))
+        axes.set_title(title)
+        axes.grid(axis="y", alpha=0.3)
     panels[0].set_yticks(range(len(rows)), [row["objective"] for row in rows])
     figure.savefig(output, dpi=120)
     pyplot.close(figure)
