@@ -230,12 +230,13 @@ def run_folder(options: argparse.Namespace, name: str, seed: int) -> Path:
 
 def summarise(options: argparse.Namespace) -> list[dict[str, Any]]:
     """One entry an objective that has runs, best overlap first, after the untrained student."""
-    rows, untrained = [], []
+    rows: list[dict[str, Any]] = []
+    untrained: list[dict[str, float]] = []
     for name, variant in VARIANTS.items():
         runs = list(_runs(options, name))
         if not runs:
             continue
-        untrained += [first for first, _ in runs]
+        untrained = untrained or [first for first, _ in runs]  # the same for all, but for seeds
         entry: dict[str, Any] = {"objective": name, "seeds": len(runs)}
         entry |= {one: _spread([last[one] for _, last in runs]) for one in MEASURES}
         entry["claim"] = variant.claim
