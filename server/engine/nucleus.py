@@ -83,7 +83,7 @@ def _keep_among(
     kept_RM = logit_RM.masked_fill(beaten_RM | ((before_RM >= p_R1) & (p_R1 < 1)), -torch.inf)
     # Of a row with top-k, one token beyond must be seen, so that no equal of the last is missed.
     inside_R = torch.where(limited_R, beaten_RM[:, -1], sum_RM[:, -1] >= p_R1[:, 0])
-    found_R = inside_R | (most == logits_NV.shape[1])
+    found_R = inside_R | logit_RM[:, -1].isneginf() | (most == logits_NV.shape[1])
     done_R = row_R[found_R]
     logits_NV.index_fill_(0, done_R, -torch.inf)
     logits_NV[done_R[:, None], token_RM[found_R]] = kept_RM[found_R]

@@ -113,3 +113,12 @@ def test_top_p_counts_what_top_k_left() -> None:
     logits_NV[0, :4] = 1
     keep_top(logits_NV, torch.tensor([4]), torch.tensor([0.5]))
     assert int(logits_NV.isfinite().sum()) == 2
+
+
+def test_what_a_grammar_forbids_is_not_looked_for() -> None:
+    """Fewer tokens are possible than top-k would leave."""
+    logits_NV = torch.full((2, 5000), -torch.inf)
+    logits_NV[:, [7, 4000]] = torch.tensor([2.0, 1.0])
+    assert not len(keep_top(logits_NV, torch.tensor([50, 5000]), torch.tensor([1.0, 0.6])))
+    kept = [row.isfinite().nonzero()[:, 0].tolist() for row in logits_NV]
+    assert kept == [[7, 4000], [7]]
