@@ -21,6 +21,7 @@ from figures import device_name, version
 
 from draftsmith.cli.bench import contenders
 from draftsmith.cli.evaluate import encode
+from draftsmith.cli.numbers import distinct_numbers
 from draftsmith.cli.resolve import resolve_model
 from draftsmith.server.engine.command import SHORTCUTS_VARIABLE
 from draftsmith.server.engine.load import LoadResult, measure_load
@@ -36,7 +37,7 @@ def main() -> None:
     home = Home.default().ensure()
     target, draft = resolve_model(options.target, home), resolve_model(options.draft, home)
     prompts = encode(str(options.prompts), target, options.limit)
-    levels = [int(one) for one in options.concurrency.split(",")]
+    levels = distinct_numbers("--concurrency", options.concurrency)
     configs = contenders(target, draft, [FIXED], options.k, max(levels), None)
     cells: dict[str, dict[str, dict[int, dict[str, LoadResult]]]] = {}
     with ExitStack() as stack:
