@@ -1,4 +1,5 @@
-"""The figures of docs/results.md: a draft for one domain, and what objectives bring. Takes hours.
+"""The figures of docs/results.md: the draft that a plan finds for one domain, and what objectives
+bring. Takes hours. The plan takes its profile of this machine with the draft of `make demo`.
 
     make results PROMPTS=gsm8k_train.jsonl
 
@@ -36,6 +37,11 @@ RECIPE = "benchmarks/gsm8k.toml"
 HELD_OUT = 200
 MEASURED = 16
 """Held-out prompts that engines answer."""
+CANDIDATES = (
+    *("--starts", "cut,narrow", "--layers", "1,2,4", "--hidden-sizes", "192,384"),
+    *("--vocabularies", "4096,8192", "--pilots", "4", "--pilot-steps", "100"),
+)
+"""Drafts that the plan chooses among, and how it gets to know them."""
 GAPS = {"1 layer": "layers=[0]", "6 layers": "num_layers=6"}
 """Students of one teacher, by how far they are below it; that of all objectives has 3 layers."""
 
@@ -141,7 +147,13 @@ def steps(arguments: argparse.Namespace) -> list[Step]:
     asked = ["--prompts", str(heldout), "--limit", str(MEASURED), "-k", k]
     sets = [f"data.train={work / 'train.jsonl'}", f"data.heldout={heldout}"]
     settings = [word for one in sets for word in ("--set", one)]
-    distil = ["distill", RECIPE, *settings, "--output", str(draft)]
+    profiled, best, planned = work / "profile.json", work / "best.toml", work / "plan.json"
+    profile = ["profile", "--target", arguments.target, "--draft", "demo", "-o", str(profiled)]
+    plan = [
+        *("plan", "draft", RECIPE, *settings, *CANDIDATES),
+        *("--profile", str(profiled), "--output", str(best), "--json", str(planned)),
+    ]
+    distil = ["distill", str(best), "--output", str(draft)]
     evaluate = [
         *("evaluate", *pair, *asked, "--max-tokens", "96"),
         *("--json", str(work / "evaluation.json"), "--report", str(work / "evaluation.html")),
@@ -150,10 +162,17 @@ def steps(arguments: argparse.Namespace) -> list[Step]:
         *("bench", *pair, *asked, "--max-tokens", "96", "--concurrency", "1,4"),
         *("--methods", "adaptive,fixed,ngram", "-o", str(work / "bench")),
     ]
+    check = [
+        *("plan", "check", str(draft), "--plan", str(planned)),
+        *("--measured", str(work / "evaluation.json"), "--json", str(work / "check.json")),
+    ]
     curves = draft / "curves.png"
     made = [
+        _step("profile", profiled, profile, work),
+        _step("plan", planned, plan, work, read=_plan),
         _step("draft", curves, distil, work, curves, _training),
         _step("evaluation", work / "evaluation.json", evaluate, work),
+        _step("check", work / "check.json", check, work),
         _step("bench", work / "bench.json", bench, work, work / "bench.png"),
         _comparison("objectives", arguments, []),
     ]
@@ -162,6 +181,25 @@ def steps(arguments: argparse.Namespace) -> list[Step]:
         more = [*only, *GAP_OBJECTIVES]
         made.append(_comparison(f"gap-{name.replace(' ', '-')}", arguments, more))
     return made
+
+
+def _plan(result: Path) -> dict[str, Any]:
+    """What the page shows of a plan: its pilots are in the rows, the law and steps in the file."""
+    plan = _json(result)
+    return {"tokens": plan["tokens"], "tokens_beyond_pilots": plan["tokens_beyond_pilots"]} | {
+        "rows": [
+            {
+                "name": row["name"],
+                "speedup": row["loads"][0]["speedup"],
+                "lookahead": row["loads"][0]["best_lookahead"],
+                "alpha": row["alpha"],
+                "break_even": row["loads"][0]["break_even"],
+                "parameters": row["parameters"],
+                "minutes": row["training_minutes"],
+            }
+            for row in plan["rows"]
+        ]
+    }
 
 
 def _step(

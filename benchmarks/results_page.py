@@ -43,9 +43,14 @@ def page(kept: Mapping[str, Kept], measured: int) -> str:
         "Written by `make results PROMPTS=gsm8k_train.jsonl` from what it keeps in "
         "`benchmarks/results/gsm8k-*.json`; command and machine stand beside the figures.\n",
         "## A draft for one domain\n",
+        "### What was planned\n",
+        _part(kept["plan"], _plan_table),
+        "### What it became\n",
         _training_part(kept["draft"]),
         f"{measured} held-out questions, greedy:\n",
         _part(kept["evaluation"], _evaluation_table),
+        "Planned beside measured:\n",
+        _part(kept["check"], _check_table),
         _part(kept["bench"], _bench_table),
         "## Objectives on one budget\n",
         _part(kept["objectives"], _objectives_table),
@@ -64,6 +69,47 @@ def page(kept: Mapping[str, Kept], measured: int) -> str:
 
 def _part(kept: Kept, table: Any) -> str:
     return kept.source + ("" if kept.found is None else table(kept.found))
+
+
+def _plan_table(plan: dict[str, Any]) -> str:
+    rows = [["draft", "speed, 90 %", "K", "acceptance, 90 %", "pays from", "millions", "minutes"]]
+    for one in plan["rows"]:
+        break_even = one["break_even"]
+        rows.append(
+            [
+                one["name"],
+                _estimate(one["speedup"]),
+                str(one["lookahead"]),
+                _estimate(one["alpha"]),
+                "never" if break_even is None else f"{break_even:.2f}",
+                f"{one['parameters'] / 1e6:.1f}",
+                f"{one['minutes']:.0f}",
+            ]
+        )
+    note = (
+        f"Predicted for one request at a time after {plan['tokens']:,} trained tokens, "
+        f"{plan['tokens_beyond_pilots']:.1f} times the longest pilot's; speed beside the target "
+        "alone, parameters, minutes of training."
+    )
+    return f"{_table(rows)}\n{note}\n"
+
+
+def _check_table(check: dict[str, Any]) -> str:
+    rows = [["", "predicted", "measured", "error"]]
+    for line in check["lines"]:
+        digits = 0 if line["measured"] >= 1000 else 3
+        missed = line["low"] is not None and not line["low"] <= line["measured"] <= line["high"]
+        predicted = f"{line['predicted']:,.{digits}f}"
+        if line["low"] is not None:
+            predicted += f" ({line['low']:.{digits}f}-{line['high']:.{digits}f})"
+        error = f"{line['predicted'] / line['measured'] - 1:+.1%}"
+        row = [line["quantity"], predicted, f"{line['measured']:,.{digits}f}", error]
+        rows.append([*row[:3], f"{row[3]}, outside" if missed else row[3]])
+    return f"Draft `{check['draft']}`.\n\n{_table(rows)}"
+
+
+def _estimate(one: dict[str, float]) -> str:
+    return f"{one['value']:.2f} ({one['low']:.2f}-{one['high']:.2f})"
 
 
 def _training_part(kept: Kept) -> str:

@@ -69,6 +69,7 @@ def train_pilots(
         teacher=fingerprint,
         setting=setting_of(recipe),
         coverage=shares,
+        answers=str(runs[0].root),
         pilots=[
             read_pilot(run, candidate, shares) for run, candidate in zip(runs, chosen, strict=True)
         ],
@@ -95,8 +96,9 @@ def train_once(
         return folder
     folder.root.mkdir(parents=True, exist_ok=True)
     if answered is not None:
-        for prompts in ("train", "heldout"):
-            shutil.copy(answered.answers(prompts), folder.answers(prompts))
+        from draftsmith.distill.recorded import copy_answers
+
+        copy_answers(answered, folder)
     source = folder.root / "pilot.json"
     source.write_text(text + "\n", encoding="utf-8")
     resume = folder.recipe.is_file()

@@ -28,6 +28,11 @@ class RunFolder:
         return self.root / f"answers-{prompts}.jsonl"
 
     @property
+    def prompts_digest(self) -> Path:
+        """SHA-256 of the prompts that the answers belong to."""
+        return self.root / "prompts.sha256"
+
+    @property
     def checkpoints(self) -> Path:
         return self.root / "checkpoints"
 

@@ -20,3 +20,6 @@ class DataSection(Section):
     responses: Literal["teacher", "given"] = "teacher"
     """Recorded answers for training: the teacher's own, or those that the data gives, where it
     does. Held-out answers are always the teacher's: acceptance is defined on its text."""
+    answers: str | None = None
+    """Folder of a run with the same teacher, prompts and sampling, as a plan's pilots are: its
+    answers are taken over, instead of given once more."""

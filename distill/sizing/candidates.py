@@ -96,7 +96,12 @@ def candidates(
                 intermediate_size=channels,
                 vocabulary=vocabulary,
             )
-            one = candidate(teacher, section, dtype)
+            try:
+                one = candidate(teacher, section, dtype)
+            except ValueError as error:
+                shape = section.model_dump(mode="json", exclude_defaults=True, exclude={"init"})
+                where = f"A candidate that starts as '{start}', {shape}"
+                raise ValueError(f"{where}: {error}") from error
             found[one.name] = one
     return list(found.values())
 

@@ -77,6 +77,8 @@ class Pilots(Document):
     """The recipe's sections that acceptance depends on, but for student and steps."""
     coverage: dict[int, float]
     """Of the vocabularies that were asked for: rows -> share of held-out tokens."""
+    answers: str
+    """Folder of a pilot with the teacher's answers, which the planned run takes over."""
     pilots: list[Pilot]
 
 
@@ -84,6 +86,7 @@ def setting_of(recipe: Recipe) -> dict[str, Any]:
     """What pilots and the planned run must have in common for one to say something of the other."""
     content = recipe.model_dump(mode="json")
     kept = {name: content[name] for name in ("data", "rollout", "objective")}
+    del kept["data"]["answers"]  # says where they are from
     train = {name: content["train"][name] for name in ("batch_size", "learning_rate", "dtype")}
     evaluate = {name: content["evaluate"][name] for name in ("temperature", "top_p")}
     return kept | {"train": train, "evaluate": evaluate}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -171,7 +172,7 @@ def make_plan(
     rows.sort(key=lambda row: -row.loads[0].speedup.value)
     longest = max(point.tokens for pilot in pilots.pilots for point in pilot.points)
     return Plan(
-        recipe=winning_recipe(recipe, rows[0]).model_dump(mode="json"),
+        recipe=winning_recipe(recipe, rows[0], pilots).model_dump(mode="json"),
         teacher=target.name,
         teacher_fingerprint=target.fingerprint,
         temperature=recipe.evaluate.temperature,
@@ -185,11 +186,16 @@ def make_plan(
     )
 
 
-def winning_recipe(recipe: Recipe, row: Row) -> Recipe:
-    """The planned run with this student, evaluated at the lookahead that is to be served."""
+def winning_recipe(recipe: Recipe, row: Row, pilots: Pilots) -> Recipe:
+    """The planned run with this student, evaluated at the lookahead that is to be served.
+
+    It takes over what the teacher answered the pilots, if that is still there.
+    """
     content = recipe.model_dump(mode="json")
     content["name"] = f"{recipe.name}-{row.name}"[:64]
     content["student"] = row.student.model_dump(mode="json")
+    if Path(pilots.answers).is_dir():
+        content["data"]["answers"] = pilots.answers
     content["evaluate"]["num_speculative_tokens"] = row.loads[0].best_lookahead
     content["evaluate"]["gamma_max"] = max(content["evaluate"]["gamma_max"], len(row.chances))
     return Recipe.model_validate(content)

@@ -56,6 +56,7 @@ def test_pilots_plan_and_check(
     assert [one.name.rpartition("-")[0] for one in runs] == ["cut-1l-v100", "cut-2l-v100"]
     answers = {one.joinpath("answers-train.jsonl").read_bytes() for one in runs}
     assert len(answers) == 1, "the teacher answered once"
+    assert recipe.data.answers == str(runs[0]), "nor does it answer for the planned run again"
     assert not runs[0].joinpath("checkpoints").exists()
     run("plan", "check", runs[0], "--plan", plan, "--json", tmp_path / "check.json")
     assert "minutes of training steps" in capsys.readouterr().out

@@ -67,6 +67,7 @@ def pilots(target: Path) -> Pilots:
         teacher="f" * 64,
         setting=setting_of(recipe(target)),
         coverage=COVERAGE,
+        answers="removed",
         pilots=[pilot(one) for one in whole],
     )
 

@@ -64,6 +64,8 @@ def test_heads_and_channels_make_candidates_of_their_own() -> None:
 def test_a_candidate_that_the_teacher_cannot_give_names_the_field() -> None:
     with pytest.raises(ValueError, match=r"student\.num_layers is 31"):
         grid(starts=("cut",), layers=(31,))
+    with pytest.raises(ValueError, match=r"'hidden_size': 256.*num_attention_heads \(4\)"):
+        grid(starts=("narrow",), hidden_sizes=[192, 256])
     with pytest.raises(ValueError, match="no start 'prune'"):
         grid(starts=("prune",))
 
