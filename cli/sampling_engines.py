@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from draftsmith.server.jobs.trainer import trainer_environment
 
 _POLL_S = 0.1
 _KV_CACHE_BYTES = 2 << 30
+_FEW_CORES = 4
+"""So few that large batches need the scheduler's too: 1.3 times faster with two of two."""
 _GPU_FRACTION = 0.3
 """Of a GPU's memory; teacher, student and optimiser have the rest."""
 
@@ -116,6 +119,7 @@ def _config(request: EngineRequest) -> EngineConfig:
         max_num_seqs=request.max_num_seqs,
         kv_cache_bytes=_KV_CACHE_BYTES if on_cpu else None,
         gpu_memory_fraction=None if on_cpu else _GPU_FRACTION,
+        scheduler_core=len(os.sched_getaffinity(0)) > _FEW_CORES,
         # Sampling is said in every request: the model's own defaults must not add to it.
         extra_args=("--tokenizer", request.tokenizer, "--generation-config", "vllm"),
     )

@@ -81,6 +81,8 @@ class EngineConfig:
     """Factor of lossy verification; see `lenience.py`. 1 is lossless."""
     traces_endpoint: str | None = None
     """Where vLLM sends its own spans, below those of the gateway; None: nowhere."""
+    scheduler_core: bool = True
+    """Whether a core is left to the scheduler (CPU): faster for few requests, slower for many."""
     prefix_caching: bool = True
     tool_call_parser: str | None = None
     """vLLM's name for the form in which the target writes tool calls; see `tool_calls.py`."""
@@ -195,6 +197,8 @@ def engine_environment(
             # Else a first request with logprobs compiles C++ for many seconds, or ends the
             # engine where there is no compiler.
             environment["TORCH_COMPILE_DISABLE"] = "1"
+        if not config.scheduler_core:
+            environment.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
         preload = [*map(str, preload_libraries()), environment.get("LD_PRELOAD", "")]
         environment["LD_PRELOAD"] = ":".join(filter(None, preload))
     return environment

@@ -9,6 +9,7 @@ Legend: B requests that decode, K lookahead.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -20,15 +21,20 @@ _LEARN_STEPS = 8
 """Steps of each kind that are tried before the first decision for a batch size."""
 _SETTLE_STEPS = 2
 """Steps after a change that belong to neither lookahead: proposals are verified a step later."""
-_DECIDE_EVERY = 16
+_DECIDE_EVERY = 8
 _TRIALS_OF_A_PROFILE = 64.0
-_PROBE_STEPS = 8
-_CONFIRM_AFTER = 32
-"""Steps after a change until the lookahead before it is tried once more."""
-_FRESH_STEPS = 64
-"""So long what was measured may decide a change: a machine is now faster, now slower."""
-_FIRST_PROBE_AFTER = 256
-_LONGEST_PROBE_AFTER = 4096
+_TRIAL_STEPS = 8
+_LONGEST_TRIAL = 64
+_HOPE = 1.5
+"""Standard deviations of doubt by which a lookahead may be better than it looks, to be tried."""
+_SURE = 1.0
+"""Standard deviations by which it must look better, to be chosen."""
+_TRIAL_COST = 0.004
+"""Share of all time that trials of a worse lookahead may cost."""
+_LEAST_GAP, _USUAL_GAP = 64, 128
+"""Steps between two trials: right after a change, and while none changes anything."""
+_RECHECK_GAP = 256
+"""Steps until what seems to be worse is tried all the same: a slow second may have misled."""
 
 
 @dataclass
@@ -39,28 +45,42 @@ class _Course:
     to_learn: list[int]
     steps: int = 0
     learnt: int = 0
-    probe: int | None = None
-    probe_left: int = 0
-    next_probe: int = _FIRST_PROBE_AFTER
-    probe_gap: int = _FIRST_PROBE_AFTER
-    probes: list[int] = field(default_factory=list)
-    seen: dict[int, int] = field(default_factory=dict)
-    """Number of steps when each lookahead was last measured."""
+    trial: int | None = None
+    trial_steps: int = 0
+    next_trial: int = 0
+    gap: int = _LEAST_GAP
+    recheck: dict[int, int] = field(default_factory=dict)
+    """Number of steps at which each lookahead is tried whatever is known of it."""
+
+
+@dataclass(frozen=True)
+class _Gain:
+    """Of one lookahead beside the one in use: logarithm of the ratio of goodputs, and its doubt."""
+
+    lookahead: int
+    mean: float
+    doubt: float
+
+    @property
+    def hoped(self) -> float:
+        return self.mean + _HOPE * self.doubt
+
+    @property
+    def sure(self) -> bool:
+        return self.mean > _SURE * self.doubt
 
 
 class LookaheadController:
     """Picks a lookahead for the next step, and learns from every step.
 
-    For each batch size it first tries a few lookaheads, then keeps the best; it changes only for
-    a gain above `margin`, and now and then, ever more rarely while nothing changes, tries
-    another one for a few steps, since the world changes and what is not tried is not known.
-
-    A machine that is slow for a second makes the lookahead in use look bad, and only that one.
-    So a change must be confirmed by a trial of now, and is itself tried against the lookahead
-    before it soon after.
+    For each batch size it first tries a few lookaheads, then keeps the best. From then on it knows
+    how sure it is: it changes for a gain above `margin` that is larger than its doubt, and tries
+    what may be better for all that is known, as long as that looks better and is not sure. What is
+    not tried gets doubtful with time, and so is tried again. The worse a lookahead did, the longer
+    it waits: trials may cost half a percent of the time.
     """
 
-    def __init__(self, max_lookahead: int, *, adaptive: bool = True, margin: float = 0.03) -> None:
+    def __init__(self, max_lookahead: int, *, adaptive: bool = True, margin: float = 0.02) -> None:
         """
         Args:
             max_lookahead: K of the engine, the longest that it can draft.
@@ -86,11 +106,10 @@ class LookaheadController:
         self.acceptance.restore(acceptance, _TRIALS_OF_A_PROFILE)
         for num_decoding, row in seconds.items():
             bucket = bucket_of(num_decoding)
-            for lookahead, one in row.items():
-                if lookahead <= self.max_lookahead:
-                    self.times.observe(bucket, lookahead, one)
+            known = {k: one for k, one in row.items() if k <= self.max_lookahead}
+            self.times.restore(bucket, known)
             course = self._courses[bucket] = self._begin()
-            course.to_learn = [] if len(self.goodput(bucket)) > 1 else course.to_learn
+            course.to_learn = [] if len(known) > 1 else course.to_learn
             self._choose_first(bucket, course)
 
     def choose(self, num_decoding: int) -> int:
@@ -102,20 +121,16 @@ class LookaheadController:
         course.steps += 1
         if course.to_learn:
             return self._learn(bucket, course)
-        if course.probe is not None:
-            return self._go_on_probing(bucket, course)
+        if course.trial is not None:
+            return self._go_on_trying(bucket, course)
         if course.steps % _DECIDE_EVERY == 0:
             self._decide(bucket, course)
-        if course.probe is None and course.steps >= course.next_probe:
-            self._begin_probe(bucket, course, self._next_probe(course))
-        return course.lookahead
+        return course.lookahead if course.trial is None else course.trial
 
     def observe_step(self, num_decoding: int, lookahead: int, seconds: float) -> None:
         """A step took `seconds`, with `lookahead` tokens both verified and drafted."""
-        bucket = bucket_of(num_decoding)
-        self.times.observe(bucket, lookahead, seconds)
-        if course := self._courses.get(bucket):
-            course.seen[lookahead] = course.steps
+        self.times.observe(bucket_of(num_decoding), lookahead, seconds)
+        self.acceptance.idle(lookahead)
 
     def observe_proposal(self, proposed: int, accepted: int) -> None:
         self.acceptance.observe(proposed, accepted)
@@ -125,8 +140,7 @@ class LookaheadController:
         self.acceptance = RecentAcceptance(self.max_lookahead)
         for course in self._courses.values():
             course.lookahead = self.max_lookahead
-            course.next_probe = course.steps + _FIRST_PROBE_AFTER
-            course.probe_gap = _FIRST_PROBE_AFTER
+            course.trial = None
 
     def goodput(self, bucket: int) -> dict[int, float]:
         """Tokens a second of each request by lookahead, as far as step times are known."""
@@ -155,48 +169,65 @@ class LookaheadController:
         return lookahead
 
     def _choose_first(self, bucket: int, course: _Course) -> None:
-        """What does best right after learning: all was measured just now, nothing is in doubt."""
         gains = self.goodput(bucket)
         if gains:
             course.lookahead = max(gains, key=gains.__getitem__)
-            course.next_probe = course.steps + course.probe_gap
 
-    def _decide(self, bucket: int, course: _Course, *, confirm: bool = True) -> None:
-        """Change to what is best, or try it first where `confirm` and it was not seen lately."""
-        gains = self.goodput(bucket)
-        if course.lookahead not in gains:
-            return
-        best = max(gains, key=gains.__getitem__)
-        if gains[best] <= (1 + self.margin) * gains[course.lookahead]:
-            return
-        if confirm and course.steps - course.seen.get(best, -_FRESH_STEPS) >= _FRESH_STEPS:
-            self._begin_probe(bucket, course, best)
-            return
-        course.probes = [course.lookahead]
-        course.lookahead = best
-        course.probe_gap = _FIRST_PROBE_AFTER
-        course.next_probe = course.steps + _CONFIRM_AFTER
+    def _gains(self, bucket: int, course: _Course) -> list[_Gain]:
+        """Of all lookaheads but the one in use; none as long as that was not measured."""
+        found, used = self.goodput(bucket), course.lookahead
+        if used not in found:
+            return []
+        doubts = self.acceptance.doubts(used)
+        return [
+            _Gain(
+                lookahead,
+                math.log(one / found[used]),
+                math.sqrt(doubts[lookahead] + self.times.doubt(bucket, lookahead, used)),
+            )
+            for lookahead, one in found.items()
+            if lookahead != used
+        ]
 
-    def _next_probe(self, course: _Course) -> int:
-        """Neighbours, and none at all; the others follow from what these tell of acceptance."""
-        if not course.probes:
-            near = [course.lookahead + 1, course.lookahead - 1, 0]
-            inside = [one for one in near if 0 <= one <= self.max_lookahead]
-            course.probes = [one for one in dict.fromkeys(inside) if one != course.lookahead]
-            course.probe_gap = min(2 * course.probe_gap, _LONGEST_PROBE_AFTER)
-        course.next_probe = course.steps + course.probe_gap
-        return course.probes.pop(0)
+    def _decide(self, bucket: int, course: _Course) -> None:
+        """Change to what is surely better, or try what may be."""
+        gains, margin = self._gains(bucket, course), math.log1p(self.margin)
+        better = [one for one in gains if one.sure and one.mean > margin]
+        if better:
+            course.lookahead = max(better, key=lambda one: one.mean).lookahead
+            course.gap = _LEAST_GAP
+        elif course.steps >= course.next_trial:
+            hopeful = [one for one in gains if one.hoped > margin]
+            tried = hopeful or [one for one in gains if self._is_due(course, one.lookahead)]
+            if tried:
+                course.trial = max(tried, key=lambda one: one.hoped).lookahead
+                course.trial_steps = 0
 
-    def _begin_probe(self, bucket: int, course: _Course, lookahead: int) -> None:
-        course.probe, course.probe_left = lookahead, _PROBE_STEPS + _SETTLE_STEPS
-        self.times.renew(bucket, lookahead)
+    def _is_due(self, course: _Course, lookahead: int) -> bool:
+        """Whether it is time for what seems worse: none at all, and the neighbours."""
+        if lookahead not in (0, course.lookahead - 1, course.lookahead + 1):
+            return False
+        return course.steps >= course.recheck.setdefault(lookahead, course.steps + _RECHECK_GAP)
 
-    def _go_on_probing(self, bucket: int, course: _Course) -> int:
-        assert course.probe is not None
-        probe = course.probe
-        course.probe_left -= 1
-        if course.probe_left == 0:
-            course.probe = None
-            # Where no step was clean the trial tells nothing new, and what is known decides.
-            self._decide(bucket, course, confirm=False)
-        return probe
+    def _go_on_trying(self, bucket: int, course: _Course) -> int:
+        assert course.trial is not None
+        trial = course.trial
+        course.trial_steps += 1
+        if (course.trial_steps - _SETTLE_STEPS) % _TRIAL_STEPS:
+            return trial
+        found = next((one for one in self._gains(bucket, course) if one.lookahead == trial), None)
+        promising = found is not None and found.mean > 0 and not found.sure
+        if promising and course.trial_steps < _LONGEST_TRIAL:
+            return trial
+        self._end_trial(course, lost=max(0.0, -found.mean) if found else 0.0)
+        self._decide(bucket, course)
+        return course.lookahead
+
+    def _end_trial(self, course: _Course, lost: float) -> None:
+        """Plan the next ones. `lost`: share of a step's goodput that each of its steps cost."""
+        assert course.trial is not None
+        paid_back = round(course.trial_steps * lost / _TRIAL_COST)
+        course.next_trial = course.steps + max(course.gap, paid_back)
+        course.recheck[course.trial] = course.steps + max(_RECHECK_GAP, 2 * paid_back)
+        course.gap = _USUAL_GAP
+        course.trial = None

@@ -146,6 +146,15 @@ def test_failure_inside_shows_nothing(models: Models, tmp_path: Path) -> None:
     assert answer.headers["x-request-id"] == "abc"
 
 
+def test_an_engine_for_large_batches_uses_every_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "uses_cpu_wheel", lambda: True)
+    variable = "VLLM_CPU_NUM_OF_RESERVED_CPU"
+    batches = EngineConfig(Path("/m/t"), scheduler_core=False)
+    assert engine_environment(batches, Path("/s"), {})[variable] == "0"
+    assert engine_environment(batches, Path("/s"), {variable: "3"})[variable] == "3", "a user's own"
+    assert variable not in engine_environment(EngineConfig(Path("/m/t")), Path("/s"), {})
+
+
 def test_command_line_of_the_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     config = EngineConfig(Path("/m/t"), Path("/m/d"), num_speculative_tokens=4)
     socket_path = tmp_path / "s"
