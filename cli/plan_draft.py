@@ -171,6 +171,11 @@ def planned_run(
     if parsed.student.init == "load":
         # A loaded draft has its shape; what is planned is a new one.
         parsed = load_recipe(source or "demo", [*given, 'student={"init" = "cut"}'])
+    if parsed.teacher.states is None:
+        # Pilots and the planned run share texts, and so what the teacher makes of them.
+        states = home.plans / f"{parsed.name}.states.safetensors"
+        teacher = parsed.teacher.model_copy(update={"states": str(states)})
+        parsed = parsed.model_copy(update={"teacher": teacher})
     return parsed.with_models(lambda name: str(resolve_model(name, home)))
 
 

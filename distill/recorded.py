@@ -82,7 +82,7 @@ def _take_over(source: RunFolder, recipe: Recipe, folder: RunFolder) -> None:
         )
     theirs = load_recipe(source.recipe)
     differs = {
-        "teacher": theirs.teacher != recipe.teacher,
+        "teacher": _teacher(theirs) != _teacher(recipe),
         "set of prompts": _digest(source) != _digest(folder),
         "seed": theirs.seed != recipe.seed,
         "sampling": _samplings(theirs) != _samplings(recipe),
@@ -96,6 +96,10 @@ def _take_over(source: RunFolder, recipe: Recipe, folder: RunFolder) -> None:
     if distributed.is_main():
         copy_answers(source, folder)
     distributed.barrier()
+
+
+def _teacher(recipe: Recipe) -> dict[str, object]:
+    return recipe.teacher.model_dump(exclude={"states", "keep_states_gib"})
 
 
 def _samplings(recipe: Recipe) -> tuple[object, ...]:

@@ -89,6 +89,9 @@ class TeacherSection(Section):
     """`auto` is bfloat16 where the machine multiplies it natively, else float32."""
     keep_states_gib: float = Field(1.0, ge=0)
     """Memory a process may use to keep the teacher's signal of recorded answers."""
+    states: str | None = None
+    """File that keeps these signals of a live teacher between runs: the first run on a text writes
+    it, others read it. What is there of another teacher or text is replaced."""
     stored: str | None = None
     """Folder that `draftsmith teacher record` wrote: answers and signals are read from it."""
     remote: RemoteSection | None = None
@@ -116,4 +119,6 @@ class TeacherSection(Section):
             raise ValueError("give either stored or remote, not both")
         if self.members and not self.is_live:
             raise ValueError("members run in the training process: leave out stored and remote")
+        if self.states is not None and not self.is_live:
+            raise ValueError("states are those of a live teacher: leave out stored and remote")
         return self

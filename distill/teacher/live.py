@@ -18,11 +18,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from draftsmith.distill import distributed
 from draftsmith.distill.answers import Answer, Answering, EncodedPrompt, record_answers
 from draftsmith.distill.batch import Example, make_batch, response_states
 from draftsmith.distill.models import body, head_weight
 from draftsmith.distill.progress import track
 from draftsmith.distill.sampling import Generate, Sampling, generate
+from draftsmith.distill.teacher.kept_states import read_states, states_digest, write_states
 from draftsmith.kernels.signal import HiddenSignal
 
 _SEQUENCES_AT_A_TIME = 8
@@ -32,14 +34,20 @@ class LiveTeacher:
     """Args: pad_token is any token id; padded positions are never looked at.
 
     writes: what writes answers in the model's stead, such as an engine that serves it.
+    states: file that keeps the hidden states for other runs; see `kept_states`.
     """
 
     def __init__(
-        self, model: PreTrainedModel, pad_token: int, writes: Generate | None = None
+        self,
+        model: PreTrainedModel,
+        pad_token: int,
+        writes: Generate | None = None,
+        states: Path | None = None,
     ) -> None:
         self._writes: Generate = writes or partial(generate, model)
         self.model = model.eval().requires_grad_(False)
         self._pad_token = pad_token
+        self._states = states
         self._kept: dict[Example, Tensor] = {}
 
     @property
@@ -59,16 +67,25 @@ class LiveTeacher:
         return record_answers(path, self._writes, prompts, samplings, how, label)
 
     def keep_signals(self, examples: Sequence[Example], budget_bytes: float) -> bool:
-        """Compute the hidden states of `examples` now, if they fit into the budget."""
+        """Compute or read the hidden states of `examples` now, if they fit into the budget."""
         head_VG = head_weight(self.model)
         tokens = sum(len(example.response) for example in examples)
         if tokens * head_VG.shape[1] * head_VG.element_size() > budget_bytes:
             return False
         batches = signal_batches(examples)
-        with track("teacher states", sum(map(len, batches))) as bar:
+        ordered = [example for part in batches for example in part]
+        digest = states_digest(self.model, ordered) if self._states else ""
+        if self._states and self._states.is_file():
+            known = read_states(self._states, digest, ordered)
+            if known is not None:
+                self._kept |= zip(ordered, (one.to(self.device) for one in known), strict=True)
+                return True
+        with track("teacher states", len(ordered)) as bar:
             for part in batches:
                 self._kept |= zip(part, self._forward(part), strict=True)
                 bar.advance(len(part))
+        if self._states and distributed.is_main():
+            write_states(self._states, digest, [self._kept[example] for example in ordered])
         return True
 
     def signal(self, examples: Sequence[Example], dtype: torch.dtype | None = None) -> HiddenSignal:

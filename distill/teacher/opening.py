@@ -80,7 +80,8 @@ def open_teachers(
         vocab_size = model.config.vocab_size
         remote = RemoteTeacher(recipe.teacher.remote, tokenizer, vocab_size, default_device())
         return remote, remote
-    target = LiveTeacher(model, stop_tokens[0], writes)
+    states = Path(recipe.teacher.states).expanduser() if recipe.teacher.states else None
+    target = LiveTeacher(model, stop_tokens[0], writes, states)
     if not recipe.teacher.members:
         return target, target
     members = [_member(one, recipe, target, stop_tokens[0]) for one in recipe.teacher.members]

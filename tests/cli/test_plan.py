@@ -57,6 +57,9 @@ def test_pilots_plan_and_check(
     answers = {one.joinpath("answers-train.jsonl").read_bytes() for one in runs}
     assert len(answers) == 1, "the teacher answered once"
     assert recipe.data.answers == str(runs[0]), "nor does it answer for the planned run again"
+    states = home / "plans" / "tiny.states.safetensors"
+    assert recipe.teacher.states == str(states)
+    assert states.stat().st_mtime < (runs[0] / "draft/config.json").stat().st_mtime
     assert not runs[0].joinpath("checkpoints").exists()
     run("plan", "check", runs[0], "--plan", plan, "--json", tmp_path / "check.json")
     assert "minutes of training steps" in capsys.readouterr().out
