@@ -11,8 +11,8 @@ not count.
 Easy prompts are of the draft's domain, hard ones of another, mixed ones take turns.
 
 Then the traffic shifts: the controller answers easy prompts, one at a time, until it has settled,
-and then hard ones. Reported is every lookahead that then stands, and when only such were left that
-have 95 % of the best one's speed on hard prompts.
+then hard ones, and then easy ones again. Reported is every lookahead that stands after each shift,
+and when only such were left that have 95 % of the best one's speed on these prompts.
 """
 
 from __future__ import annotations
@@ -73,10 +73,10 @@ def main() -> None:
                 print(f"{kind}, {level} at a time: {line(found)}", flush=True)
                 write(options, cells, None)
         with taking_turns(list(engines.values())) as turn, turn(engines[ADAPTIVE]):
-            speeds = speeds_of(cells["hard"][1]) if 1 in cells.get("hard", {}) else {}
-            shift = shift_of_traffic(engines[ADAPTIVE], easy, hard, sampling, speeds)
-    print(f"after a shift of traffic: {shift}")
-    write(options, cells, shift)
+            shifts = shifts_of_traffic(engines[ADAPTIVE], prompts_of, sampling, cells)
+    for name, found in shifts.items():
+        print(f"{name}: {found}")
+    write(options, cells, shifts)
 
 
 def settle(
@@ -109,27 +109,32 @@ def speeds_of(found: dict[str, LoadResult]) -> dict[int, float]:
     return {int(name[4:]): one.speedup for name, one in found.items() if name.startswith("K = ")}
 
 
-def shift_of_traffic(
+def shifts_of_traffic(
     engine: EngineProcess,
-    easy: list[list[int]],
-    hard: list[list[int]],
+    prompts_of: dict[str, list[list[int]]],
     sampling: dict[str, Any],
-    speeds: dict[int, float],
+    cells: dict[str, dict[int, dict[str, LoadResult]]],
 ) -> dict[str, Any]:
-    """What the controller does after it: every change, and when it was right again.
-
-    Args:
-        speeds: of hard prompts by lookahead, as its own cell measured them.
-    """
+    """What the controller does after each: every change, and when it was right again."""
     probe = Probe(ADAPTIVE, engine, sampling)
-    probe.begin(easy[0])
-    before = follow(probe, engine, easy, WATCHED_S / 2)
-    after = follow(probe, engine, hard, WATCHED_S)
+    probe.begin(prompts_of["easy"][0])
+    before = follow(probe, engine, prompts_of["easy"], WATCHED_S / 2)
+    found = {}
+    for name, kind in (("easy to hard", "hard"), ("hard to easy", "easy")):
+        after = follow(probe, engine, prompts_of[kind], WATCHED_S)
+        speeds = speeds_of(cells[kind][1]) if 1 in cells.get(kind, {}) else {}
+        found[name] = shift(before[-1][1], after, speeds)
+        before = after
     probe.client.close()
+    return found
+
+
+def shift(before: int, after: list[tuple[float, int]], speeds: dict[int, float]) -> dict[str, Any]:
+    """`speeds`: of the prompts after it, by lookahead, as their own cell measured them."""
     first, changes = after[:1], itertools.pairwise(after)
     stood = first + [(second, k) for (_, before_it), (second, k) in changes if k != before_it]
     found: dict[str, Any] = {
-        "lookahead_before": before[-1][1],
+        "lookahead_before": before,
         "lookaheads_after": [{"from_s": second, "lookahead": k} for second, k in stood],
         "watched_s": WATCHED_S,
     }
@@ -157,7 +162,7 @@ def follow(
 def write(
     options: argparse.Namespace,
     cells: dict[str, dict[int, dict[str, LoadResult]]],
-    shift: dict[str, Any] | None,
+    shifts: dict[str, Any] | None,
 ) -> None:
     """What is known so far, if it is asked for: a run that is ended keeps its cells."""
     if options.json is None:
@@ -174,7 +179,7 @@ def write(
             }
             for kind, row in cells.items()
         },
-        "shift": shift,
+        "shifts": shifts,
     }
     options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 

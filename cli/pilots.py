@@ -1,7 +1,7 @@
 """Train the pilots of a plan: ordinary runs, one after the other, that share the teacher's answers.
 
-A pilot's folder is named by its recipe's hash: the same pilot is never trained twice, and one that
-was stopped goes on.
+A pilot's folder is named by the hash of its recipe and prompts: the same pilot is never trained
+twice, and one that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -89,8 +89,10 @@ def train_once(
     Raises:
         typer.Exit: the run failed or was stopped.
     """
+    from draftsmith.distill.sizing.pilots import prompt_files
+
     text = recipe.model_dump_json(indent=2)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    digest = hashlib.sha256("\n".join([text, *prompt_files(recipe)]).encode()).hexdigest()[:12]
     folder = RunFolder(home.plans / "pilots" / f"{name}-{digest}")
     if is_finished(folder):
         return folder

@@ -5,9 +5,11 @@ Legend: D trained tokens, K lookahead.
 
 from __future__ import annotations
 
+import hashlib
 import statistics
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -89,7 +91,13 @@ def setting_of(recipe: Recipe) -> dict[str, Any]:
     del kept["data"]["answers"]  # says where they are from
     train = {name: content["train"][name] for name in ("batch_size", "learning_rate", "dtype")}
     evaluate = {name: content["evaluate"][name] for name in ("temperature", "top_p")}
-    return kept | {"train": train, "evaluate": evaluate}
+    return kept | {"train": train, "evaluate": evaluate, "prompts": prompt_files(recipe)}
+
+
+def prompt_files(recipe: Recipe) -> list[str]:
+    """SHA-256 of each file of prompts: one that has changed makes other pilots."""
+    paths = (Path(one).expanduser() for one in (recipe.data.train, recipe.data.heldout))
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()]
 
 
 def chosen_for_pilots(candidates: Sequence[Candidate], count: int) -> list[Candidate]:

@@ -120,3 +120,14 @@ def test_pilots_are_kept_whole(tiny_target: Path, tmp_path: Path) -> None:
     path.write_text("{}")
     with pytest.raises(ValueError, match="is not a file of pilots"):
         Pilots.read(path)
+
+
+def test_prompts_that_changed_make_another_setting(tiny_target: Path, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    data = recipe(tiny_target).data.model_copy(update={"train": str(path)})
+    asked = recipe(tiny_target).model_copy(update={"data": data})
+    path.write_text('{"prompt": "one"}\n')
+    before = setting_of(asked)
+    assert setting_of(asked) == before
+    path.write_text('{"prompt": "another"}\n')
+    assert setting_of(asked)["prompts"] != before["prompts"]
