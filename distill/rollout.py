@@ -97,25 +97,28 @@ def rollout(
     The student's responses of all `steps` are sampled together, in `engine` where one is given,
     and put into `replay` after the steps have been drawn: what is replayed was written before.
     """
-    every = range(distributed.rank(), recipe.train.batch_size, distributed.world_size())
-    places = [(step, place) for step in steps for place in every]
+    size = recipe.train.batch_size
+    every = range(distributed.rank(), size, distributed.world_size())
     chosen = {step: prompts_of_step(recipe, step, len(prompts)) for step in steps}
     sources = {
         (step, place): course.source(
             step, draw_uniform(recipe.seed, "source", step, place), len(replay)
         )
-        for step, place in places
+        for step in steps
+        for place in range(size)
     }
-    own = [place for place in places if sources[place] == "student"]
+    own = [(step, place) for step in steps for place in every if sources[step, place] == "student"]
     own_prompts = [prompts[chosen[step][place]].tokens for step, place in own]
     seeds = [draw_bits(recipe.seed, "rollout", step, place) for step, place in own]
     sampling = student_sampling(recipe.rollout)
-    if engine is not None:
+    if "student" not in sources.values():  # of any process: an engine need not learn the weights
+        responses: list[list[int]] = []
+    elif engine is not None:
         responses = engine.generate(student, steps[0], own_prompts, seeds, sampling, stop_tokens)
     else:
-        size = recipe.rollout.batch_size
+        at_a_time = recipe.rollout.batch_size
         responses = generate_in_trainer(
-            student, dtype, own_prompts, seeds, sampling, stop_tokens, size
+            student, dtype, own_prompts, seeds, sampling, stop_tokens, at_a_time
         )
     sampled = dict(zip(own, responses, strict=True))
 

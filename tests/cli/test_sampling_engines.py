@@ -13,7 +13,7 @@ import pytest
 
 from draftsmith.distill.metrics import read_metrics
 from tests.cli.commands import DRAFTSMITH, draftsmith, environment, one_sentence
-from tests.distill.runs import TINY, run, timeless
+from tests.distill.runs import TINY, run, succeed, timeless
 from tests.server.processes import alive, command_of, descendants, wait_until
 
 VLLM: dict[str, Any] = TINY | {
@@ -69,6 +69,17 @@ def test_a_killed_trainer_takes_its_engine_along(tiny_target: Path, tmp_path: Pa
 def test_only_draftsmith_distill_can_give_an_engine(tiny_target: Path, tmp_path: Path) -> None:
     result = run(tiny_target, tmp_path / "run", rollout__engine="vllm")
     assert "start the run with `draftsmith distill`" in one_sentence(result)
+
+
+def test_no_engine_runs_for_text_that_is_there(tiny_target: Path, tmp_path: Path) -> None:
+    """The teacher's answers are taken over, and the student writes none."""
+    answered, output = tmp_path / "answered", tmp_path / "run"
+    succeed(tiny_target, answered, train__steps=1)
+    settings = {"rollout__student_fraction": 0, "data__answers": answered}
+    result = draftsmith(tmp_path, *arguments(tiny_target, output, **settings))
+    assert result.returncode == 0, result.stderr
+    assert len(train_records(output)) == TINY["train.steps"]
+    assert not list(output.glob("*-engine.log"))
 
 
 @pytest.mark.slow
