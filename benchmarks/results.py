@@ -98,7 +98,6 @@ def main() -> None:
     parser.add_argument("--prompts", type=Path, required=True, help="JSONL; see above")
     parser.add_argument("--work", type=Path, default=Path("results"), help="for all results")
     parser.add_argument("--target", default="smollm2-135m")
-    parser.add_argument("-k", type=int, default=3, help="lookahead of the engine")
     parser.add_argument("--seeds", type=int, default=2, help="of each objective")
     parser.add_argument("--steps", type=int, default=40, help="of each objective")
     parser.add_argument("--at-a-time", type=int, default=2, help="runs of objectives")
@@ -108,18 +107,20 @@ def main() -> None:
     work: Path = arguments.work
     work.mkdir(parents=True, exist_ok=True)
     split(arguments.prompts, work)
-    made = steps(arguments)
-    unknown = set(arguments.only) - {step.name for step in made}
+    names = list(steps(arguments))
+    unknown = set(arguments.only) - set(names)
     if unknown:
-        parser.error(f"--only: no step {min(unknown)}; there are {[step.name for step in made]}")
-    for step in made:
-        if arguments.only and step.name not in arguments.only:
+        parser.error(f"--only: no step {min(unknown)}; there are {names}")
+    for name in names:
+        if arguments.only and name not in arguments.only:
             continue
+        step = steps(arguments)[name]  # made anew: the plan decides what later ones ask for
         if not arguments.page and not step.result.exists():
             print(f"$ {step.shown}", flush=True)
             subprocess.run(step.command, check=True, cwd=ROOT)
         step.keep()
-    PAGE.write_text(page({step.name: step.kept() for step in made}, MEASURED), encoding="utf-8")
+    kept = {name: step.kept() for name, step in steps(arguments).items()}
+    PAGE.write_text(page(kept, MEASURED), encoding="utf-8")
     print(f"wrote {PAGE}")
 
 
@@ -140,9 +141,11 @@ def split(prompts: Path, work: Path) -> None:
     (work / "heldout.jsonl").write_text("".join(rows[-HELD_OUT:]), encoding="utf-8")
 
 
-def steps(arguments: argparse.Namespace) -> list[Step]:
+def steps(arguments: argparse.Namespace) -> dict[str, Step]:
+    """By name, in the order in which they run."""
     work: Path = arguments.work.absolute()
-    draft, heldout, k = work / "draft", work / "heldout.jsonl", str(arguments.k)
+    draft, heldout = work / "draft", work / "heldout.jsonl"
+    k = str(_planned_lookahead(work / "plan.json"))
     pair = ["--target", arguments.target, "--draft", str(draft / "draft")]
     asked = ["--prompts", str(heldout), "--limit", str(MEASURED), "-k", k]
     sets = [f"data.train={work / 'train.jsonl'}", f"data.heldout={heldout}"]
@@ -180,7 +183,15 @@ def steps(arguments: argparse.Namespace) -> list[Step]:
         only = ["--student", student, "vocabulary=8192", "--only"]
         more = [*only, *GAP_OBJECTIVES]
         made.append(_comparison(f"gap-{name.replace(' ', '-')}", arguments, more))
-    return made
+    return {step.name: step for step in made}
+
+
+def _planned_lookahead(plan: Path) -> int:
+    """K that is best for the winner, one request at a time; 3 before there is a plan."""
+    if not plan.exists():
+        return 3
+    best: int = _json(plan)["rows"][0]["loads"][0]["best_lookahead"]
+    return best
 
 
 def _plan(result: Path) -> dict[str, Any]:
