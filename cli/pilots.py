@@ -38,7 +38,7 @@ def train_pilots(
     steps: int,
     home: Home,
 ) -> Pilots:
-    """Train `count` of the candidates for `steps` steps each, and keep what they say.
+    """Train `count` of the candidates for up to `steps` steps, and keep what they say.
 
     Args:
         recipe: the planned run, with folders in place of models' names.
@@ -52,26 +52,32 @@ def train_pilots(
     from draftsmith.distill.sizing.pilots import (
         Pilots,
         chosen_for_pilots,
+        pilot_lengths,
         pilot_recipe,
         read_pilot,
         setting_of,
     )
 
     chosen = chosen_for_pilots(candidates, count)
-    runs: list[RunFolder] = []
+    runs: list[list[RunFolder]] = []
+    answered: RunFolder | None = None
     for number, candidate in enumerate(chosen, start=1):
-        say(f"pilot {number} of {len(chosen)}: {candidate.name}")
-        pilot = pilot_recipe(recipe, candidate, steps)
-        runs.append(train_once(pilot, candidate.name, home, runs[0] if runs else None))
+        runs.append([])
+        for length in pilot_lengths(steps):
+            say(f"pilot {number} of {len(chosen)}: {candidate.name}, {length} steps")
+            pilot = pilot_recipe(recipe, candidate, length)
+            runs[-1].append(train_once(pilot, candidate.name, home, answered))
+            answered = answered or runs[0][0]
+    assert answered is not None, "at least one pilot was trained"
     rows = {one.section.vocabulary for one in candidates} - {None}
-    shares = coverage(runs[0], recipe, sorted(size for size in rows if size is not None))
+    shares = coverage(answered, recipe, sorted(size for size in rows if size is not None))
     pilots = Pilots(
         teacher=fingerprint,
         setting=setting_of(recipe),
         coverage=shares,
-        answers=str(runs[0].root),
+        answers=str(answered.root),
         pilots=[
-            read_pilot(run, candidate, shares) for run, candidate in zip(runs, chosen, strict=True)
+            read_pilot(its, candidate, shares) for its, candidate in zip(runs, chosen, strict=True)
         ],
     )
     pilots.write(pilots_file(recipe, home))

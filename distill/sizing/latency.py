@@ -101,8 +101,15 @@ class EngineStep:
     seconds: float
 
 
+_ARITHMETIC = (1.0, *np.geomspace(0.125, 16, 29).tolist())
+"""Seconds of a product by torch's, beside what reading a byte takes by torch's: an engine may compute
+on fewer cores, or by other kernels. The first is kept where steps that only read show none."""
+_BETTER = 0.98
+"""Error by that of the first from which another one is believed."""
+
+
 def fit_to_engine(kernels: LatencyModel, steps: Sequence[EngineStep], source: str) -> LatencyModel:
-    """Fit `step_s`, `pass_s`, `layer_s` and one factor of both kernel times to an engine's steps.
+    """Fit `step_s`, `pass_s`, `layer_s` and both kernel times to an engine's steps.
 
     Least squares of the relative errors, no coefficient below 0. Passes and layers can be told
     apart only by drafts of several depths, and kernels from passes only where some steps compute
@@ -114,6 +121,21 @@ def fit_to_engine(kernels: LatencyModel, steps: Sequence[EngineStep], source: st
     Raises:
         ValueError: too few kinds of steps to fit anything.
     """
+    fits = [
+        _fit(kernels.model_copy(update={"flop_s": kernels.flop_s * one}), steps, source)
+        for one in _ARITHMETIC
+    ]
+    best = min(fits, key=_error)
+    return best if _error(best) < _BETTER * _error(fits[0]) else fits[0]
+
+
+def _error(model: LatencyModel) -> float:
+    assert model.relative_error is not None, "it was fitted"
+    return model.relative_error
+
+
+def _fit(kernels: LatencyModel, steps: Sequence[EngineStep], source: str) -> LatencyModel:
+    """With one factor of both kernel times."""
     seconds = np.array([step.seconds for step in steps])
     rows = np.array([_row(kernels, step) for step in steps])
     relative = _relative(rows, seconds)

@@ -23,12 +23,13 @@ from draftsmith.distill.sizing.candidates import Candidate, start_of
 from draftsmith.distill.sizing.document import Document
 from draftsmith.distill.sizing.positions import conditional_chances
 
-EVALUATIONS = 5
-"""Of each pilot, after its start: points of the law of acceptance."""
+LENGTHS = (0.25, 0.5, 1.0)
+"""Of a pilot's runs, by the longest. Each has the whole schedule of learning rates: within a run a
+draft is worse than after one of that length, and in the end it hardly learns any more."""
 
 
 class Point(BaseModel):
-    """A held-out evaluation of a pilot after D trained tokens."""
+    """What a pilot's run of so many steps, D trained tokens, ended with."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -130,23 +131,29 @@ def chosen_for_pilots(candidates: Sequence[Candidate], count: int) -> list[Candi
     return [*ends, *in_turn][:count]
 
 
+def pilot_lengths(steps: int) -> list[int]:
+    """Steps of each run of a pilot whose longest has `steps`, from the shortest on."""
+    return sorted({max(1, round(share * steps)) for share in LENGTHS})
+
+
 def pilot_recipe(recipe: Recipe, candidate: Candidate, steps: int) -> Recipe:
-    """The recipe of a pilot: the planned run with another student and `steps` steps."""
-    pilot = short_run(recipe, candidate.section, steps, EVALUATIONS)
+    """The recipe of one run: the planned one with another student and `steps` steps."""
+    pilot = short_run(recipe, candidate.section, steps)
     content = pilot.model_dump(mode="json")
     content["evaluate"]["gamma_max"] = max(content["evaluate"]["gamma_max"], 8)
     return Recipe.model_validate(content)
 
 
-def short_run(recipe: Recipe, student: StudentSection, steps: int, evaluations: int = 1) -> Recipe:
-    """`recipe` with another student and number of steps; it is saved at its end only."""
+def short_run(recipe: Recipe, student: StudentSection, steps: int) -> Recipe:
+    """`recipe` with another student and number of steps; it is evaluated and saved at its end."""
     content = recipe.model_dump(mode="json")
     content["name"] = "pilot"
     content["student"] = student.model_dump(mode="json")
     ahead = content["rollout"]["steps_ahead"]
     content["train"] |= {
         "steps": steps,
-        "eval_every": max(1, steps // evaluations),
+        "warmup_steps": min(content["train"]["warmup_steps"], steps // 5),
+        "eval_every": steps,
         "save_every": -(-steps // ahead) * ahead,
         "keep_checkpoints": 1,
     }
@@ -154,32 +161,18 @@ def short_run(recipe: Recipe, student: StudentSection, steps: int, evaluations: 
     return Recipe.model_validate(content)
 
 
-def read_pilot(folder: RunFolder, candidate: Candidate, coverage: Mapping[int, float]) -> Pilot:
-    """What a finished pilot's metrics say.
+def read_pilot(
+    folders: Sequence[RunFolder], candidate: Candidate, coverage: Mapping[int, float]
+) -> Pilot:
+    """What a pilot's finished runs say; what a step costs is taken from the last of them.
 
     Raises:
-        ValueError: they hold no evaluation after the first step.
+        ValueError: the metrics of one hold no evaluation after the first step.
     """
-    records = read_metrics(folder.metrics)
-    steps = [record for record in records if record["kind"] == "train"]
-    trained, seen = {0: 0}, 0
-    for record in steps:
-        seen += record["tokens"]
-        trained[record["step"]] = seen
-    points = [
-        Point(
-            step=record["step"],
-            tokens=trained[record["step"]],
-            chances=conditional_chances(
-                {int(k): tau for k, tau in record["block_efficiency"].items()}
-            ),
-        )
-        for record in records
-        if record["kind"] == "evaluation" and trained.get(record["step"], 0) > 0
-    ]
-    if not points:
-        raise ValueError(f"{folder.metrics} has no evaluation after the first step.")
-    recipe = load_recipe(folder.recipe)
+    points = [_end(folder) for folder in folders]
+    longest = folders[-1]
+    steps = [record for record in read_metrics(longest.metrics) if record["kind"] == "train"]
+    recipe = load_recipe(longest.recipe)
     rows = recipe.student.vocabulary
     return Pilot(
         name=candidate.name,
@@ -187,9 +180,19 @@ def read_pilot(folder: RunFolder, candidate: Candidate, coverage: Mapping[int, f
         layer_weights=candidate.size.layers,
         flops_a_token=candidate.size.flops_a_token,
         coverage=1.0 if rows is None else coverage[rows],
-        tokens_a_step=seen / len(steps),
+        tokens_a_step=points[-1].tokens / len(steps),
         seconds_a_token=statistics.median(
             sum(record["seconds"].values()) / max(1, record["tokens"]) for record in steps
         ),
         points=points,
     )
+
+
+def _end(folder: RunFolder) -> Point:
+    records = read_metrics(folder.metrics)
+    tokens = sum(record["tokens"] for record in records if record["kind"] == "train")
+    evaluations = [record for record in records if record["kind"] == "evaluation"]
+    if not tokens or not evaluations or evaluations[-1]["step"] == 0:
+        raise ValueError(f"{folder.metrics} has no evaluation after the first step.")
+    tau = {int(k): value for k, value in evaluations[-1]["block_efficiency"].items()}
+    return Point(step=evaluations[-1]["step"], tokens=tokens, chances=conditional_chances(tau))

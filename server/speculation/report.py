@@ -27,7 +27,7 @@ class StepReport(BaseModel):
     chosen: dict[int, int]
     """B -> the lookahead that stands for it."""
     seconds: dict[int, dict[int, float]]
-    """B -> lookahead -> median seconds of a step."""
+    """B -> lookahead -> seconds of a step, as the filter of step times has them."""
     acceptance: list[float]
     """Chance that position 1..K of a proposal is accepted, given the positions before it."""
 

@@ -81,6 +81,30 @@ def test_one_depth_cannot_tell_layers_from_passes_and_says_so() -> None:
     assert "seconds a layer by torch" in found.source
 
 
+def test_an_engine_that_computes_slower_than_torch_is_found() -> None:
+    """It leaves a core to its scheduler, say: reading is as fast, products take three times."""
+    kernels = TRUE.model_copy(update={"flop_s": TRUE.flop_s / 3, "step_s": 0.0})
+    found = fit_to_engine(kernels, steps(SMALL), "test")
+    assert found.flop_s == pytest.approx(TRUE.flop_s, rel=0.1)
+    assert found.byte_s == pytest.approx(TRUE.byte_s, rel=0.1)
+    assert found.relative_error is not None
+    assert found.relative_error < 0.01
+
+
+def test_where_no_step_computes_torch_is_believed() -> None:
+    kernels = TRUE.model_copy(update={"flop_s": TRUE.flop_s / 100})
+    reading = [
+        dataclasses.replace(one, seconds=kernels.plain_seconds(TARGET, one.batch))
+        if one.draft is None
+        else dataclasses.replace(
+            one, seconds=kernels.speculative_seconds(TARGET, one.draft, one.batch, one.lookahead)
+        )
+        for one in steps(SMALL)
+    ]
+    found = fit_to_engine(kernels, reading, "test")
+    assert found.flop_s == pytest.approx(kernels.flop_s, rel=1e-6)
+
+
 def test_too_few_steps_are_refused() -> None:
     with pytest.raises(ValueError, match="two lookaheads"):
         fit_to_engine(TRUE, steps()[:3], "test")

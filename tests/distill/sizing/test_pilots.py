@@ -15,6 +15,7 @@ from draftsmith.distill.sizing.candidates import Candidate, Grid, candidates, de
 from draftsmith.distill.sizing.pilots import (
     Pilots,
     chosen_for_pilots,
+    pilot_lengths,
     pilot_recipe,
     read_pilot,
     setting_of,
@@ -84,8 +85,10 @@ def test_pilots_are_the_ends_of_every_kind_first() -> None:
 def test_a_pilot_is_the_planned_run_with_fewer_steps(tiny_target: Path) -> None:
     planned, one = recipe(tiny_target), drafts(tiny_target)[0]
     pilot = pilot_recipe(planned, one, 23)
-    assert pilot.train.steps == 23
-    assert pilot.train.eval_every == 4
+    assert pilot.train.steps == pilot.train.eval_every == 23
+    assert pilot.train.warmup_steps <= 4, "the shortest has all of the schedule"
+    assert pilot_lengths(60) == [15, 30, 60]
+    assert pilot_lengths(2) == [1, 2]
     assert pilot.student == one.section
     assert setting_of(pilot) == setting_of(planned)
 
@@ -94,19 +97,26 @@ def test_tokens_and_chances_are_read_from_the_metrics(tiny_target: Path, tmp_pat
     one = drafts(tiny_target)[0]
     assert one.section.vocabulary == 100
     tau = block_efficiency([0.5, 0.4, 0.3])
-    records = [{"kind": "evaluation", "step": 0, "block_efficiency": {"1": 1.0}}]
-    for step in (1, 2, 3, 4):
-        seconds = {"rollout": 1.0, "update": 1.0}
-        records.append({"kind": "train", "step": step, "tokens": 10 * step, "seconds": seconds})
-        if step in (2, 4):
-            records.append({"kind": "evaluation", "step": step, "block_efficiency": tau})
-    run = RunFolder(tmp_path)
-    run.metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
-    planned = pilot_recipe(recipe(tiny_target), one, 5)
-    run.recipe.write_text(planned.model_dump_json())
-    pilot = read_pilot(run, one, {100: 0.7})
+    runs = [RunFolder(tmp_path / name) for name in ("short", "long")]
+    for run, steps in zip(runs, (2, 4), strict=True):
+        records: list[dict[str, object]] = []
+        for step in range(steps + 1):
+            seconds = {"rollout": 1.0, "update": 1.0}
+            if step:
+                taken = {"step": step, "tokens": 10 * step, "seconds": seconds}
+                records.append({"kind": "train"} | taken)
+            if step in (0, 2, 4):
+                found = tau if step == steps else {"1": 1.0}
+                records.append({"kind": "evaluation", "step": step, "block_efficiency": found})
+        run.root.mkdir()
+        run.metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
+        planned = pilot_recipe(recipe(tiny_target), one, steps)
+        run.recipe.write_text(planned.model_dump_json())
+    pilot = read_pilot(runs, one, {100: 0.7})
     assert [point.tokens for point in pilot.points] == [30, 100]
-    assert pilot.points[0].chances == pytest.approx([0.5, 0.4, 0.3])
+    assert [point.step for point in pilot.points] == [2, 4], "what each run ended with"
+    for point in pilot.points:
+        assert point.chances == pytest.approx([0.5, 0.4, 0.3])
     assert pilot.coverage == 0.7
     assert pilot.tokens_a_step == 25
     assert pilot.seconds_a_token == pytest.approx((2 / 20 + 2 / 30) / 2)
