@@ -38,7 +38,7 @@ HELD_OUT = 200
 MEASURED = 16
 """Held-out prompts that engines answer."""
 CANDIDATES = (
-    *("--starts", "cut,narrow", "--layers", "1,2,4", "--hidden-sizes", "192,384"),
+    *("--starts", "cut,narrow", "--layers", "1,2", "--hidden-sizes", "192,384"),
     *("--vocabularies", "4096,8192", "--pilots", "4", "--pilot-steps", "100"),
 )
 """Drafts that the plan chooses among, and how it gets to know them."""

@@ -31,8 +31,8 @@ _SURE = 1.0
 """Standard deviations by which it must look better, to be chosen."""
 _TRIAL_COST = 0.004
 """Share of all time that trials of a worse lookahead may cost."""
-_LEAST_GAP, _USUAL_GAP = 64, 128
-"""Steps between two trials: right after a change, and while none changes anything."""
+_GAP, _GAP_AFTER_A_CHANGE = 128, 64
+"""Steps between two trials, at least."""
 _RECHECK_GAP = 256
 """Steps until what seems to be worse is tried all the same: a slow second may have misled."""
 
@@ -48,7 +48,6 @@ class _Course:
     trial: int | None = None
     trial_steps: int = 0
     next_trial: int = 0
-    gap: int = _LEAST_GAP
     recheck: dict[int, int] = field(default_factory=dict)
     """Number of steps at which each lookahead is tried whatever is known of it."""
 
@@ -140,7 +139,8 @@ class LookaheadController:
         self.acceptance = RecentAcceptance(self.max_lookahead)
         for course in self._courses.values():
             course.lookahead = self.max_lookahead
-            course.trial = None
+            course.trial, course.next_trial = None, course.steps
+            course.recheck.clear()
 
     def goodput(self, bucket: int) -> dict[int, float]:
         """Tokens a second of each request by lookahead, as far as step times are known."""
@@ -195,7 +195,7 @@ class LookaheadController:
         better = [one for one in gains if one.sure and one.mean > margin]
         if better:
             course.lookahead = max(better, key=lambda one: one.mean).lookahead
-            course.gap = _LEAST_GAP
+            course.next_trial = course.steps + _GAP_AFTER_A_CHANGE
         elif course.steps >= course.next_trial:
             hopeful = [one for one in gains if one.hoped > margin]
             tried = hopeful or [one for one in gains if self._is_due(course, one.lookahead)]
@@ -227,7 +227,6 @@ class LookaheadController:
         """Plan the next ones. `lost`: share of a step's goodput that each of its steps cost."""
         assert course.trial is not None
         paid_back = round(course.trial_steps * lost / _TRIAL_COST)
-        course.next_trial = course.steps + max(course.gap, paid_back)
+        course.next_trial = course.steps + max(_GAP, paid_back)
         course.recheck[course.trial] = course.steps + max(_RECHECK_GAP, 2 * paid_back)
-        course.gap = _USUAL_GAP
         course.trial = None
