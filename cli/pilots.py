@@ -48,7 +48,7 @@ def train_pilots(
         ValueError: the candidates have all one size.
         typer.Exit: a run failed or was stopped.
     """
-    from draftsmith.distill.sizing.coverage import coverage
+    from draftsmith.distill.sizing.coverage import answered_tokens, coverage
     from draftsmith.distill.sizing.pilots import (
         Pilots,
         chosen_for_pilots,
@@ -70,12 +70,15 @@ def train_pilots(
             answered = answered or runs[0][0]
     assert answered is not None, "at least one pilot was trained"
     rows = {one.section.vocabulary for one in candidates} - {None}
+    unique = answered_tokens(answered)
     shares = coverage(answered, recipe, sorted(size for size in rows if size is not None))
     pilots = Pilots(
         teacher=fingerprint,
         setting=setting_of(recipe),
         coverage=shares,
         answers=str(answered.root),
+        unique_tokens=unique,
+        fresh_share=recipe.student_fraction,
         pilots=[
             read_pilot(its, candidate, shares) for its, candidate in zip(runs, chosen, strict=True)
         ],

@@ -22,6 +22,9 @@ from draftsmith.server.home import Home
 if TYPE_CHECKING:
     from draftsmith.distill.sizing.plan import Plan
 
+_POOR_FIT = 0.3
+"""Relative error of step times."""
+
 
 def draft(
     recipe: Annotated[
@@ -199,6 +202,11 @@ def _show(found: Plan, output: Path | None) -> None:
     console.print(f"latency  {latency.source}")
     if latency.relative_error is not None:
         console.print(f"         relative error of the fit {latency.relative_error:.1%}")
+        if latency.relative_error > _POOR_FIT:
+            console.print(
+                "         the speeds are no guide: this machine is busy, or the profile is of "
+                "another; plan again when nothing else runs"
+            )
     console.print(
         f"law      {law.points} points of pilots, residual {law.residual:.3f}; "
         f"{found.tokens:,} tokens are {found.tokens_beyond_pilots:.1f} times the longest pilot's"

@@ -1,7 +1,8 @@
-"""The share of a target's text that a draft vocabulary covers, counted on a pilot's answers."""
+"""What a plan counts in a pilot's answers: their tokens, and which share a vocabulary covers."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -40,3 +41,9 @@ def coverage(pilot: RunFolder, recipe: Recipe, sizes: Iterable[int]) -> dict[int
         kept = set(frequent_tokens(texts, stops, size, shape.config.vocab_size))
         found[size] = sum(token in kept for token in spoken) / len(spoken)
     return found
+
+
+def answered_tokens(pilot: RunFolder) -> int:
+    """Tokens of the recorded text that every pilot, and the planned run, trains on."""
+    lines = pilot.answers("train").read_text(encoding="utf-8").splitlines()
+    return sum(len(json.loads(line)["tokens"]) for line in lines)

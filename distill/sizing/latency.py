@@ -102,8 +102,8 @@ class EngineStep:
 
 
 _ARITHMETIC = (1.0, *np.geomspace(0.125, 16, 29).tolist())
-"""Seconds of a product by torch's, beside what reading a byte takes by torch's: an engine may compute
-on fewer cores, or by other kernels. The first is kept where steps that only read show none."""
+"""Seconds of a product beside torch's, if those of a byte are torch's: an engine may compute on
+fewer cores, or by other kernels. The first is kept where steps that only read show none."""
 _BETTER = 0.98
 """Error by that of the first from which another one is believed."""
 

@@ -18,7 +18,7 @@ from draftsmith.distill.folder import RunFolder
 from draftsmith.distill.metrics import read_metrics
 from draftsmith.distill.recipe import Recipe, load_recipe
 from draftsmith.distill.sections import StudentSection
-from draftsmith.distill.sizing.acceptance_law import Observation
+from draftsmith.distill.sizing.acceptance_law import Observation, effective_tokens
 from draftsmith.distill.sizing.candidates import Candidate, start_of
 from draftsmith.distill.sizing.document import Document
 from draftsmith.distill.sizing.positions import conditional_chances
@@ -59,14 +59,6 @@ class Pilot(BaseModel):
     """Of training, rollouts included; the median step's."""
     points: list[Point] = Field(min_length=1)
 
-    def observations(self) -> list[Observation]:
-        return [
-            Observation(
-                start_of(self.student), self.layer_weights, one.tokens, one.alpha, self.coverage
-            )
-            for one in self.points
-        ]
-
 
 class Pilots(Document):
     """Pilots of one target on one set of prompts, kept for later plans."""
@@ -82,7 +74,28 @@ class Pilots(Document):
     """Of the vocabularies that were asked for: rows -> share of held-out tokens."""
     answers: str
     """Folder of a pilot with the teacher's answers, which the planned run takes over."""
+    unique_tokens: int
+    """In these answers: what is trained on beyond them was seen before."""
+    fresh_share: float
+    """Of the trained tokens: the student's own responses, which do not come back."""
     pilots: list[Pilot]
+
+    def effective(self, tokens: float) -> float:
+        """What `tokens` trained tokens are worth."""
+        return effective_tokens(tokens, self.unique_tokens, self.fresh_share)
+
+    def observations(self) -> list[Observation]:
+        return [
+            Observation(
+                start_of(pilot.student),
+                pilot.layer_weights,
+                self.effective(one.tokens),
+                one.alpha,
+                pilot.coverage,
+            )
+            for pilot in self.pilots
+            for one in pilot.points
+        ]
 
 
 def setting_of(recipe: Recipe) -> dict[str, Any]:

@@ -155,7 +155,7 @@ def make_plan(
             f"What {min(filter(None, vocabularies))} tokens cover was not counted with these "
             "pilots: give --pilots again; those that are trained are kept."
         )
-    fitted = fit_law([one for pilot in pilots.pilots for one in pilot.observations()])
+    fitted = fit_law(pilots.observations())
     offsets = position_offsets([one.chances for pilot in pilots.pilots for one in pilot.points])
     if max(lookaheads) > len(offsets):
         raise ValueError(
@@ -164,7 +164,7 @@ def make_plan(
         )
     tokens_a_step = sum(one.tokens_a_step for one in pilots.pilots) / len(pilots.pilots)
     tokens = round(recipe.train.steps * tokens_a_step)
-    predicted = [one for one in candidates if one.start in fitted.law.token_terms]
+    predicted = [one for one in candidates if one.start in fitted.law.terms]
     if not predicted:
         raise ValueError("No pilot starts like any candidate: train pilots for these candidates.")
     planner = _Planner(fitted, offsets, tokens, pilots, latency, target.size)
@@ -213,7 +213,8 @@ class _Planner:
     def row(self, one: Candidate, batches: Sequence[int], lookaheads: Sequence[int]) -> Row:
         rows = one.section.vocabulary
         coverage = 1.0 if rows is None else self.pilots.coverage[rows]
-        alpha = self.law.predict(one.start, one.size.layers, self.tokens, coverage)
+        worth = self.pilots.effective(self.tokens)
+        alpha = self.law.predict(one.start, one.size.layers, worth, coverage)
         weights = [pilot.layer_weights for pilot in self.pilots.pilots]
         return Row(
             name=one.name,

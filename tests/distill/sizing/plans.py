@@ -38,7 +38,7 @@ def drafts(target: Path) -> list[Candidate]:
 
 def alpha(layers: int, tokens: int) -> float:
     """What the pilots found: deeper drafts learn to accept more; exact in the law's own form."""
-    return 1 - 0.1 - 0.1 / layers - 0.4 * (tokens / 100) ** -0.5
+    return 1 - 0.7 * layers**-0.3 * (tokens / 100) ** -0.4
 
 
 def pilot(one: Candidate) -> Pilot:
@@ -68,6 +68,8 @@ def pilots(target: Path) -> Pilots:
         setting=setting_of(recipe(target)),
         coverage=COVERAGE,
         answers="removed",
+        unique_tokens=1_000_000,
+        fresh_share=0.0,
         pilots=[pilot(one) for one in whole],
     )
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from draftsmith.distill.sizing.acceptance_law import AcceptanceLaw, Observation, fit_law
+from draftsmith.distill.sizing.acceptance_law import (
+    AcceptanceLaw,
+    Observation,
+    effective_tokens,
+    fit_law,
+)
 
 TRUE = AcceptanceLaw(
-    floor=0.2,
-    size_term=0.1,
-    size_exponent=0.4,
-    token_terms={"cut": 0.15, "narrow": 0.2},
-    token_exponent=0.6,
+    terms={"cut": 0.55, "narrow": 0.65},
+    size_exponent=0.05,
+    token_exponent=0.15,
     layer_weights_unit=4e6,
     tokens_unit=50_000,
 )
@@ -33,12 +36,11 @@ def points(noise: float = 0.0, seed: int = 0) -> list[Observation]:
 def test_the_fit_finds_a_known_law() -> None:
     fitted = fit_law(points(), refits=2)
     law = fitted.law
-    assert law.size_exponent == pytest.approx(0.4, rel=1e-4)
-    assert law.token_exponent == pytest.approx(0.6, rel=1e-4)
-    assert law.floor == pytest.approx(0.2, rel=1e-3)
+    assert law.size_exponent == pytest.approx(0.05, rel=1e-6)
+    assert law.token_exponent == pytest.approx(0.15, rel=1e-6)
     for start, tokens in (("cut", 2_000_000), ("narrow", 500_000)):
         expected = TRUE.alpha(start, 8_000_000, tokens, 0.95)
-        assert law.alpha(start, 8_000_000, tokens, 0.95) == pytest.approx(expected, abs=1e-6)
+        assert law.alpha(start, 8_000_000, tokens, 0.95) == pytest.approx(expected, abs=1e-9)
     assert fitted.residual < 1e-9
     assert not fitted.undecided
     assert fitted.points == 20
@@ -55,10 +57,20 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
 
 
 def test_coverage_bounds_what_a_draft_can_reach() -> None:
-    perfect = TRUE.model_copy(
-        update={"floor": 0.0, "size_term": 0.0, "token_terms": {"cut": 0.0, "narrow": 0.0}}
-    )
+    perfect = TRUE.model_copy(update={"terms": {"cut": 0.0}})
     assert perfect.alpha("cut", 1_000_000, 1_000, 0.8) == 0.8
+    hopeless = TRUE.model_copy(update={"terms": {"cut": 9.0}})
+    assert hopeless.alpha("cut", 1_000_000, 1_000, 0.8) == 0
+
+
+def test_text_that_comes_back_counts_for_less() -> None:
+    assert effective_tokens(900, unique=1_000) == 900
+    once_more = effective_tokens(2_000, unique=1_000)
+    assert 1_960 < once_more < 2_000, "a second reading is nearly worth the first"
+    assert effective_tokens(1e9, unique=1_000) == pytest.approx(16_400), "R* = 15.4"
+    # Half of the text is the student's own, and new each time.
+    half = effective_tokens(4_000, unique=1_000, fresh_share=0.5)
+    assert half == pytest.approx(2_000 + once_more)
 
 
 def test_a_law_that_the_points_do_not_decide_says_so() -> None:
@@ -68,7 +80,7 @@ def test_a_law_that_the_points_do_not_decide_says_so() -> None:
         for tokens in (1_000, 2_000, 4_000)
     ]
     fitted = fit_law(flat, refits=5)
-    assert fitted.law.alpha("cut", 2_000_000, 9_000) == pytest.approx(0.5, abs=1e-6)
+    assert fitted.law.alpha("cut", 2_000_000, 9_000) == pytest.approx(0.5, abs=1e-4)
     assert fitted.undecided == ["size", "tokens"]
 
 
@@ -80,4 +92,4 @@ def test_too_few_points_or_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="start alike"):
         fit_law(confounded)
     with pytest.raises(ValueError, match="needs more"):
-        fit_law(points()[:2] + points()[5:7] + points()[10:12])
+        fit_law([*points()[:1], *points()[5:6], *points()[10:12]])
