@@ -157,10 +157,7 @@ def steps(arguments: argparse.Namespace) -> dict[str, Step]:
         *("--profile", str(profiled), "--output", str(best), "--json", str(planned)),
     ]
     distil = ["distill", str(best), "--output", str(draft)]
-    evaluate = [
-        *("evaluate", *pair, *asked, "--max-tokens", "96"),
-        *("--json", str(work / "evaluation.json"), "--report", str(work / "evaluation.html")),
-    ]
+    evaluate = _evaluate(arguments.target, draft, heldout, k, work / "evaluation")
     bench = [
         *("bench", *pair, *asked, "--max-tokens", "96", "--concurrency", "1,4"),
         *("--methods", "adaptive,fixed,ngram", "-o", str(work / "bench")),
@@ -169,7 +166,11 @@ def steps(arguments: argparse.Namespace) -> dict[str, Step]:
         *("plan", "check", str(draft), "--plan", str(planned)),
         *("--measured", str(work / "evaluation.json"), "--json", str(work / "check.json")),
     ]
-    curves = draft / "curves.png"
+    by_hand = work / "by-hand"
+    larger = ["--set", "data.limit=5000", "--set", "train.steps=1400"]
+    distil_more = ["distill", RECIPE, *settings, *larger, "--output", str(by_hand)]
+    evaluate_more = _evaluate(arguments.target, by_hand, heldout, "3", work / "by-hand-evaluation")
+    curves, other_curves = draft / "curves.png", by_hand / "curves.png"
     made = [
         _step("profile", profiled, profile, work),
         _step("plan", planned, plan, work, read=_plan),
@@ -177,6 +178,8 @@ def steps(arguments: argparse.Namespace) -> dict[str, Step]:
         _step("evaluation", work / "evaluation.json", evaluate, work),
         _step("check", work / "check.json", check, work),
         _step("bench", work / "bench.json", bench, work, work / "bench.png"),
+        _step("by-hand-draft", other_curves, distil_more, work, other_curves, _training),
+        _step("by-hand-evaluation", work / "by-hand-evaluation.json", evaluate_more, work),
         _comparison("objectives", arguments, []),
     ]
     for name, student in GAPS.items():
@@ -184,6 +187,14 @@ def steps(arguments: argparse.Namespace) -> dict[str, Step]:
         more = [*only, *GAP_OBJECTIVES]
         made.append(_comparison(f"gap-{name.replace(' ', '-')}", arguments, more))
     return {step.name: step for step in made}
+
+
+def _evaluate(target: str, run: Path, heldout: Path, k: str, output: Path) -> list[str]:
+    return [
+        *("evaluate", "--target", target, "--draft", str(run / "draft")),
+        *("--prompts", str(heldout), "--limit", str(MEASURED), "-k", k, "--max-tokens", "96"),
+        *("--json", f"{output}.json", "--report", f"{output}.html"),
+    ]
 
 
 def _planned_lookahead(plan: Path) -> int:

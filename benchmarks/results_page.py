@@ -46,12 +46,16 @@ def page(kept: Mapping[str, Kept], measured: int) -> str:
         "### What was planned\n",
         _part(kept["plan"], _plan_table),
         "### What it became\n",
-        _training_part(kept["draft"]),
+        _training_part(kept["draft"], "draft"),
         f"{measured} held-out questions, greedy:\n",
         _part(kept["evaluation"], _evaluation_table),
         "Planned beside measured:\n",
         _part(kept["check"], _check_table),
         _part(kept["bench"], _bench_table),
+        "### A larger one by hand\n",
+        "Two layers, chosen before there was a plan, with more prompts and steps.\n",
+        _training_part(kept["by-hand-draft"], "by-hand-draft"),
+        _part(kept["by-hand-evaluation"], _evaluation_table),
         "## Objectives on one budget\n",
         _part(kept["objectives"], _objectives_table),
         "## Capacity gaps\n",
@@ -112,7 +116,7 @@ def _estimate(one: dict[str, float]) -> str:
     return f"{one['value']:.2f} ({one['low']:.2f}-{one['high']:.2f})"
 
 
-def _training_part(kept: Kept) -> str:
+def _training_part(kept: Kept, name: str) -> str:
     if kept.found is None:
         return kept.source
     found = kept.found
@@ -121,7 +125,7 @@ def _training_part(kept: Kept) -> str:
         f"{found['steps']} steps, {found['tokens']:,} trained tokens, {found['seconds'] / 60:.0f} "
         "minutes, without the teacher's answers and states before them. Held-out argmax agreement "
         f"{before:.3f} before, {after:.3f} after.\n\n"
-        "![Loss and held-out acceptance](images/results-draft.png)\n"
+        f"![Loss and held-out acceptance](images/results-{name}.png)\n"
     )
 
 
