@@ -61,7 +61,7 @@ def draft(
         typer.Option(help="Of `draftsmith profile`; repeatable, for drafts of several depths."),
     ] = None,
     pilots: Annotated[int, typer.Option(min=0, help="Candidates to train for a little.")] = 0,
-    pilot_steps: Annotated[int, typer.Option(min=5, help="Steps of the longest run of each pilot.")] = 60,
+    pilot_steps: Annotated[int, typer.Option(min=5, help="Of a pilot's longest run.")] = 60,
     rank: Annotated[
         Rank, typer.Option(help="Speed by pilots, or an order of shapes without them.")
     ] = Rank.PILOTS,
