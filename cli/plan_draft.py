@@ -177,8 +177,8 @@ def planned_run(
     if parsed.teacher.states is None:
         # Pilots and the planned run share texts, and so what the teacher makes of them.
         states = home.plans / f"{parsed.name}.states.safetensors"
-        teacher = parsed.teacher.model_copy(update={"states": str(states)})
-        parsed = parsed.model_copy(update={"teacher": teacher})
+        section = parsed.teacher.model_copy(update={"states": str(states)})
+        parsed = parsed.model_copy(update={"teacher": section})
     return parsed.with_models(lambda name: str(resolve_model(name, home)))
 
 
