@@ -1,8 +1,9 @@
 """Which of two engines answers at this load: the one with the draft, or the plain one.
 
-Even a lookahead of 0 is not free: the draft still reads every token, so that it can be asked again.
-Where the plain engine gives more tokens a second, traffic goes there, all but short trials that
-keep the other engine's figures fresh.
+Even a lookahead of 0 is not free: on a GPU the draft still reads every token, so that it can be
+asked again, and where it rests a step still passes through code that could draft. Where the plain
+engine gives more tokens a second, traffic goes there, all but short trials that keep the other
+engine's figures fresh.
 """
 
 from __future__ import annotations
