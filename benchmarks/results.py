@@ -30,7 +30,7 @@ from results_page import GAP_OBJECTIVES, Kept, page
 
 from draftsmith.distill.metrics import read_metrics
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "results.md"
 KEPT = ROOT / "benchmarks" / "results"
 RECIPE = "benchmarks/gsm8k.toml"
@@ -47,7 +47,8 @@ GAPS = {"1 layer": "layers=[0]", "6 layers": "num_layers=6"}
 
 
 def _json(result: Path) -> Any:
-    return json.loads(result.read_bytes())
+    """Without this machine's folder, which commands in reports name."""
+    return json.loads(result.read_text(encoding="utf-8").replace(f"{ROOT}/", ""))
 
 
 def _training(result: Path) -> dict[str, Any]:
@@ -147,7 +148,6 @@ def steps(arguments: argparse.Namespace) -> dict[str, Step]:
     draft, heldout = work / "draft", work / "heldout.jsonl"
     k = str(_planned_lookahead(work / "plan.json"))
     pair = ["--target", arguments.target, "--draft", str(draft / "draft")]
-    asked = ["--prompts", str(heldout), "--limit", str(MEASURED), "-k", k]
     sets = [f"data.train={work / 'train.jsonl'}", f"data.heldout={heldout}"]
     settings = [word for one in sets for word in ("--set", one)]
     profiled, best, planned = work / "profile.json", work / "best.toml", work / "plan.json"
@@ -159,7 +159,8 @@ def steps(arguments: argparse.Namespace) -> dict[str, Step]:
     distil = ["distill", str(best), "--output", str(draft)]
     evaluate = _evaluate(arguments.target, draft, heldout, k, work / "evaluation")
     bench = [
-        *("bench", *pair, *asked, "--max-tokens", "96", "--concurrency", "1,4"),
+        *("bench", *pair, "--prompts", str(heldout), "--limit", "4", "-k", k),
+        *("--max-tokens", "64", "--concurrency", "1,4"),
         *("--methods", "adaptive,fixed,ngram", "-o", str(work / "bench")),
     ]
     check = [
