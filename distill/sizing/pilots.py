@@ -5,7 +5,6 @@ Legend: D trained tokens, K lookahead.
 
 from __future__ import annotations
 
-import hashlib
 import statistics
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
@@ -15,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from draftsmith.distill.folder import RunFolder
+from draftsmith.distill.manifest import sha256_file
 from draftsmith.distill.metrics import read_metrics
 from draftsmith.distill.recipe import Recipe, load_recipe
 from draftsmith.distill.sections import StudentSection
@@ -111,7 +111,7 @@ def setting_of(recipe: Recipe) -> dict[str, Any]:
 def prompt_files(recipe: Recipe) -> list[str]:
     """SHA-256 of each file of prompts: one that has changed makes other pilots."""
     paths = (Path(one).expanduser() for one in (recipe.data.train, recipe.data.heldout))
-    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()]
+    return [sha256_file(path) for path in paths if path.is_file()]
 
 
 def chosen_for_pilots(candidates: Sequence[Candidate], count: int) -> list[Candidate]:

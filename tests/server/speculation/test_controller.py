@@ -53,6 +53,21 @@ def linear(draft: float, verify: float) -> Cost:
     return lambda num_decoding, k: 1 + k * (draft + verify * num_decoding)
 
 
+def in_spells(cost: dict[int, float], seed: int, noise: float = 0.0) -> Cost:
+    """Costs by lookahead; once in 200 steps all are 1.6 times as high for 5 to 60 steps."""
+    spells, left = random.Random(seed), 0
+
+    def seconds(_: int, k: int) -> float:
+        nonlocal left
+        if left == 0 and spells.random() < 1 / 200:
+            left = spells.randint(5, 60)
+        left = max(0, left - 1)
+        slowed = cost[k] * (1.6 if left else 1.0)
+        return slowed * spells.uniform(1 - noise, 1 + noise) if noise else slowed
+
+    return seconds
+
+
 @pytest.mark.parametrize(
     ("draft", "right"), [(0.1, 0.9), (0.25, 0.6), (0.25, 0.9), (0.6, 0.5), (1.2, 0.9), (0.05, 0.3)]
 )
@@ -84,17 +99,7 @@ def test_slow_spells_of_the_machine_mislead_it_briefly(right: float) -> None:
     cost = {0: 29.0, 1: 42.0, 2: 51.0, 3: 60.0}  # ms with four requests, as measured
     shares = []
     for seed in range(8):
-        spells = random.Random(seed)
-        left = 0
-
-        def slowed(_: int, k: int, spells: random.Random = spells) -> float:
-            nonlocal left
-            if left == 0 and spells.random() < 1 / 200:
-                left = spells.randint(5, 60)
-            left = max(0, left - 1)
-            return cost[k] * (1.6 if left else 1.0)
-
-        machine = Machine(slowed, right, max_lookahead=3, seed=seed)
+        machine = Machine(in_spells(cost, seed), right, max_lookahead=3, seed=seed)
         machine.run(5000, num_decoding=4)
         undisturbed = sum(cost[k] for k in machine.lookaheads)
         tokens = block_efficiencies([right] * 3)
@@ -132,17 +137,7 @@ def test_a_shift_of_the_text_is_answered_within_a_minute(before: float, after: f
     right = {k for k, speed in speeds.items() if speed >= 0.95 * max(speeds.values())}
     settled = []
     for seed in range(7):
-        spells = random.Random(seed)
-        left = 0
-
-        def slowed(_: int, k: int, spells: random.Random = spells) -> float:
-            nonlocal left
-            if left == 0 and spells.random() < 1 / 200:
-                left = spells.randint(5, 60)
-            left = max(0, left - 1)
-            return cost[k] * (1.6 if left else 1.0) * spells.uniform(0.85, 1.15)
-
-        machine = Machine(slowed, before, max_lookahead=3, seed=seed)
+        machine = Machine(in_spells(cost, seed, 0.15), before, max_lookahead=3, seed=seed)
         machine.run(1200)
         machine.right, began, wrong_until = after, machine.seconds, 0.0
         while machine.seconds < began + 90:
