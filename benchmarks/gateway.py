@@ -3,8 +3,10 @@
     .venv/bin/python benchmarks/gateway.py --target smollm2-135m --draft demo --json gateway.json
 
 Beside vLLM: one `draftsmith serve` runs. The same prompts go through it and, in turn, straight to
-the socket of the vLLM child below it, in streams, some at a time. The order alternates from round
-to round; figures are medians of the rounds' ratios and differences.
+the socket of the vLLM child below it. Clients stream one answer after the other, of different
+lengths, so that after the first ones requests come spread over time, as from users; first tokens
+are timed from then on. The order alternates from round to round; figures are medians of the rounds'
+ratios and differences.
 
 By itself (`--stub-only` for this part alone): the engine is another process that sends chunks at
 a steady pace. Chunks a second of the gateway's own processor time say what a core can do, however
@@ -19,6 +21,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import random
 import signal
 import socket
 import statistics
@@ -41,6 +44,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 NAME = "bench"
+ANSWERS = 4
 PROMPT = "Write a function that returns the n smallest items of a list, with a docstring."
 CHUNK = b'data: {"id":"c","object":"text_completion","created":1,"model":"bench","choices":[' \
         b'{"index":0,"text":" word","finish_reason":null,"logprobs":null}]}\n\n'  # fmt: skip
@@ -67,10 +71,18 @@ async def one_stream(client: httpx.AsyncClient, body: dict[str, Any]) -> tuple[f
 
 
 async def streams(client: httpx.AsyncClient, count: int, body: dict[str, Any]) -> Streams:
-    began = time.perf_counter()
-    found = await asyncio.gather(*(one_stream(client, body) for _ in range(count)))
+    """`count` clients, each with ANSWERS streams of around `max_tokens`, one after the other."""
+
+    async def one_client(number: int) -> list[tuple[float, int]]:
+        lengths = random.Random(number)
+        tokens = [lengths.randint(most // 2, most + most // 2) for _ in range(ANSWERS)]
+        return [await one_stream(client, body | {"max_tokens": one}) for one in tokens]
+
+    most, began = body["max_tokens"], time.perf_counter()
+    found = await asyncio.gather(*(one_client(number) for number in range(count)))
     took = time.perf_counter() - began
-    return Streams([first for first, _ in found], sum(tokens for _, tokens in found) / took)
+    first_s = [first for mine in found for first, _ in mine[1:]]
+    return Streams(first_s, sum(tokens for mine in found for _, tokens in mine) / took)
 
 
 async def beside_vllm(url: str, uds: str, levels: list[int], rounds: int, tokens: int) -> Any:
@@ -88,7 +100,7 @@ async def beside_vllm(url: str, uds: str, levels: list[int], rounds: int, tokens
     ):
         for level in levels:
             for client in (through, straight):
-                await streams(client, level, body)  # warm
+                await streams(client, level, body | {"max_tokens": 4})  # warm
             ratios, added, speeds = [], [], []
             for number in range(rounds):
                 order = [through, straight] if number % 2 == 0 else [straight, through]
@@ -235,7 +247,7 @@ def main() -> None:
     parser.add_argument("--draft", default=None)
     parser.add_argument("--streams", default="1,8,32", help="how many at a time, a list")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=64, help="of each stream")
+    parser.add_argument("--tokens", type=int, default=64, help="of a stream, in the mean")
     parser.add_argument("--requests", type=int, default=10_000, help="to watch memory over")
     parser.add_argument("--stub-only", action="store_true")
     parser.add_argument("--json", type=Path)

@@ -11,9 +11,6 @@ import httpx
 from draftsmith.server.admission import Load
 from draftsmith.server.speculation.report import StepReport
 
-POOL = httpx.Limits(max_connections=None, keepalive_expiry=2.0)
-"""vLLM closes a connection that was idle for 5 s: a request must not meet that moment."""
-
 
 class EngineState(StrEnum):
     STARTING = "starting"

@@ -14,7 +14,8 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from draftsmith.server.admission import Load
-from draftsmith.server.engine.interface import POOL, Engine, EngineState
+from draftsmith.server.engine.client import open_client
+from draftsmith.server.engine.interface import Engine, EngineState
 
 _log = logging.getLogger("draftsmith.engine")
 _HEALTH_EVERY_S = 1.0
@@ -85,13 +86,7 @@ class RemoteEngine:
 
     def launch(self, after: Engine | None = None) -> None:
         """It needs no memory here, so it waits for nobody."""
-        self._client = httpx.AsyncClient(
-            base_url=self.config.url,
-            headers=self._headers,
-            timeout=httpx.Timeout(None, connect=5.0),
-            limits=POOL,
-            trust_env=False,
-        )
+        self._client = open_client(self.config.url, headers=self._headers)
         self._task = asyncio.create_task(self._watch(self._client))
 
     async def stop(self) -> None:

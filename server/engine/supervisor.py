@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 
 from draftsmith.server.admission import Load
+from draftsmith.server.engine.client import open_client
 from draftsmith.server.engine.command import EngineConfig
 from draftsmith.server.engine.handover import (
     Replacement,
@@ -20,7 +21,7 @@ from draftsmith.server.engine.handover import (
     SuspendRequested,
     retire,
 )
-from draftsmith.server.engine.interface import POOL, Engine, EngineState
+from draftsmith.server.engine.interface import Engine, EngineState
 from draftsmith.server.engine.process import EngineError, EngineProcess
 from draftsmith.server.engine.stall import StallWatch
 from draftsmith.server.speculation.report import StepReport
@@ -345,7 +346,4 @@ class Supervisor:
 
 def client_of(engine: EngineProcess) -> httpx.AsyncClient:
     """A pooled client of an engine that answers. Close it."""
-    transport = httpx.AsyncHTTPTransport(uds=str(engine.socket), limits=POOL)
-    return httpx.AsyncClient(
-        transport=transport, base_url="http://engine", timeout=httpx.Timeout(None, connect=5.0)
-    )
+    return open_client("http://engine", uds=engine.socket)

@@ -104,12 +104,7 @@ async def _ask(
     """The engine's answer with status 200, or our own where the client has gone away."""
     client = gateway.client_of(engine)
     # Our request id stays here: vLLM would use it as its own, and two clients may send the same.
-    upstream = client.build_request(
-        "POST",
-        request.scope["path"],
-        json=body,
-        headers={"accept-encoding": "identity", **headers},
-    )
+    upstream = client.build_request("POST", request.scope["path"], json=body, headers=headers)
     try:
         answer = await _unless_gone(
             request.receive, client.send(upstream, stream=bool(body.get("stream")))
