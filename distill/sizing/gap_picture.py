@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ def _plot_losses(axes: Any, gap: CapacityGap) -> None:
         x, y = zip(*losses, strict=True)
         (line,) = axes.plot(x, y, marker="o", label=f"student {student / 1e6:.1f} M")
         axes.axvline(gap.best_teachers[student], color=line.get_color(), linestyle=":")
-    axes.set(xscale="log", xlabel="parameters of the teacher", ylabel="nats a token",
+    axes.set(xscale="log", xlabel="teacher, parameters", ylabel="student, nats a token",
              title=f"Students of {gap.sweep.family}")  # fmt: skip
+    _mark_sizes(axes.xaxis, gap.sweep.teacher_losses)
     axes.legend(frameon=False)
 
 
@@ -49,6 +51,15 @@ def _plot_best(axes: Any, gap: CapacityGap) -> None:
     axes.fill_between(students, low, high, alpha=0.2)
     published = [PUBLISHED_RATIO * one for one in students]
     axes.plot(students, published, linestyle="--", label=f"{PUBLISHED_RATIO} times, published")
-    axes.set(xscale="log", yscale="log", xlabel="parameters of the student",
-             ylabel="of its best teacher", title="Law of capacity gap")  # fmt: skip
+    axes.set(xscale="log", yscale="log", xlabel="student, parameters",
+             ylabel="best teacher, parameters", title="Law of capacity gap")  # fmt: skip
+    _mark_sizes(axes.xaxis, students)
+    _mark_sizes(axes.yaxis, gap.sweep.teacher_losses)
     axes.legend(frameon=False)
+
+
+def _mark_sizes(axis: Any, sizes: Iterable[int]) -> None:
+    """Those that were tried: powers of ten say nothing within one family."""
+    marks = sorted(sizes)
+    axis.set_ticks(marks, [f"{one / 1e6:,.0f} M" for one in marks])
+    axis.set_ticks([], minor=True)
