@@ -19,6 +19,7 @@ from tests.distill.runs import command, errors, running, succeed, timeless
 
 pytestmark = pytest.mark.slow
 ADDRESSES = ["10.77.0.1", "10.77.0.2"]
+TORCHRUN = "torch.distributed.run"
 STEPS: dict[str, Any] = {"train__max_grad_norm": 1e9, "train__zero_stage": 2}
 
 
@@ -48,25 +49,33 @@ def ip(*arguments: str) -> str:
     return done.stdout
 
 
-def on_host(number: int, hosts: list[str], trainer: list[str]) -> list[str]:
+def on_host(
+    number: int, hosts: list[str], trainer: list[str], launcher: str = "draftsmith.distill.launch"
+) -> list[str]:
     """The command that a user would type on this host, from the trainer's own."""
-    launcher = ["-m", "draftsmith.distill.launch", "--nnodes=2", f"--node-rank={number}"]
-    launcher += ["--rdzv-endpoint", f"{ADDRESSES[0]}:29500", "--"]
+    rank = ["--nnodes=2", f"--node-rank={number}"]
+    if launcher == TORCHRUN:
+        rank += ["--nproc-per-node=1", f"--master-addr={ADDRESSES[0]}", "-m", trainer[2]]
+    else:
+        rank += ["--rdzv-endpoint", f"{ADDRESSES[0]}:29500", "--"]
     assert trainer[:3] == [sys.executable, "-m", "draftsmith.distill.train"]
     enter = ["ip", "netns", "exec", hosts[number], "env", "GLOO_SOCKET_IFNAME=cable"]
-    return [*enter, sys.executable, *launcher, *trainer[3:]]
+    return [*enter, sys.executable, "-m", launcher, *rank, *trainer[3:]]
 
 
 def received_bytes(host: str) -> int:
     return int(ip("netns", "exec", host, "cat", "/sys/class/net/cable/statistics/rx_bytes"))
 
 
+@pytest.mark.parametrize("launcher", ["draftsmith.distill.launch", TORCHRUN])
 def test_two_hosts_train_like_one_process(
-    tiny_target: Path, tmp_path: Path, hosts: list[str]
+    tiny_target: Path, tmp_path: Path, hosts: list[str], launcher: str
 ) -> None:
     trainer = command(tiny_target, tmp_path / "two", **STEPS)
     processes = [
-        subprocess.Popen(on_host(number, hosts, trainer), stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            on_host(number, hosts, trainer, launcher), stderr=subprocess.PIPE, text=True
+        )
         for number in range(2)
     ]
     for process in processes:
