@@ -47,6 +47,8 @@ class _Course:
     learnt: int = 0
     trial: int | None = None
     trial_steps: int = 0
+    trial_change: float = 0.0
+    """What the change to it cost, in usual steps: a draft that rested reads what it missed."""
     next_trial: int = 0
     recheck: dict[int, int] = field(default_factory=dict)
     """Number of steps at which each lookahead is tried whatever is known of it."""
@@ -131,6 +133,14 @@ class LookaheadController:
         self.times.observe(bucket_of(num_decoding), lookahead, seconds)
         self.acceptance.idle(lookahead)
 
+    def observe_change(self, num_decoding: int, seconds: float) -> None:
+        """A step took `seconds` in which the lookahead changed."""
+        bucket = bucket_of(num_decoding)
+        course, row = self._courses.get(bucket), self.times.row(bucket)
+        if course is not None and course.trial is not None and course.lookahead in row:
+            usual = max(row[course.lookahead], row.get(course.trial, 0.0))
+            course.trial_change += max(0.0, seconds / usual - 1)
+
     def observe_proposal(self, proposed: int, accepted: int) -> None:
         self.acceptance.observe(proposed, accepted)
 
@@ -201,7 +211,7 @@ class LookaheadController:
             tried = hopeful or [one for one in gains if self._is_due(course, one.lookahead)]
             if tried:
                 course.trial = max(tried, key=lambda one: one.hoped).lookahead
-                course.trial_steps = 0
+                course.trial_steps, course.trial_change = 0, 0.0
 
     def _is_due(self, course: _Course, lookahead: int) -> bool:
         """Whether it is time for what seems worse: none at all, and the neighbours."""
@@ -226,7 +236,7 @@ class LookaheadController:
     def _end_trial(self, course: _Course, lost: float) -> None:
         """Plan the next ones. `lost`: share of a step's goodput that each of its steps cost."""
         assert course.trial is not None
-        paid_back = round(course.trial_steps * lost / _TRIAL_COST)
+        paid_back = round((course.trial_steps * lost + course.trial_change) / _TRIAL_COST)
         course.next_trial = course.steps + max(_GAP, paid_back)
         course.recheck[course.trial] = course.steps + max(_RECHECK_GAP, 2 * paid_back)
         course.trial = None

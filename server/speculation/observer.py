@@ -2,7 +2,7 @@
 
 A step's time is what passes from its beginning to the next one's. It counts only where the step
 did nothing but decode, with the same lookahead for verifying and for drafting, and where the
-engine did not wait for work after it.
+engine did not wait for work after it. Steps in which the lookahead changes are told apart.
 """
 
 from __future__ import annotations
@@ -31,16 +31,20 @@ class StepObserver:
         self._clock = clock
         self._began = self._reported = clock()
         self._kind: tuple[int, int] | None = None
+        self._changes_for: int | None = None
+        """Requests of a step that decoded, but in which the lookahead changed."""
 
     def step_begins(self, *, busy: bool) -> None:
         """`busy`: requests of the step before are still there, so nothing was waited for."""
         now = self._clock()
         if self._kind is not None and busy:
             self.controller.observe_step(*self._kind, now - self._began)
+        elif self._changes_for is not None and busy:
+            self.controller.observe_change(self._changes_for, now - self._began)
         if self.folder is not None and now - self._reported >= _REPORT_EVERY_S:
             StepReport.of(self.controller).write(self.folder)
             self._reported = now
-        self._began, self._kind = now, None
+        self._began, self._kind, self._changes_for = now, None, None
 
     def step_scheduled(self, verified: Collection[int], drafted: int, *, decoding: bool) -> None:
         """What the step does.
@@ -50,8 +54,12 @@ class StepObserver:
             drafted: tokens drafted for the step after it.
             decoding: whether no request reads its prompt.
         """
-        if decoding and verified and set(verified) == {drafted}:
+        if not decoding or not verified:
+            return
+        if set(verified) == {drafted}:
             self._kind = len(verified), drafted
+        else:
+            self._changes_for = len(verified)
 
     def step_ended(self, proposals: Iterable[tuple[int, int]]) -> None:
         """`proposals`: (proposed, accepted) of each request that verified any."""

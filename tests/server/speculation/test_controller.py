@@ -15,10 +15,16 @@ Cost = Callable[[int, int], float]
 
 
 class Machine:
-    """An engine: t(B, K) seconds a step, each proposed token right with chance `right`."""
+    """An engine: t(B, K) seconds a step, each proposed token right with chance `right`.
 
-    def __init__(self, cost: Cost, right: float, max_lookahead: int, seed: int = 0) -> None:
-        self.cost, self.right = cost, right
+    `reading`: seconds that a draft takes for each step that it rested, once it proposes again.
+    """
+
+    def __init__(
+        self, cost: Cost, right: float, max_lookahead: int, seed: int = 0, reading: float = 0.0
+    ) -> None:
+        self.cost, self.right, self.reading = cost, right, reading
+        self._rested = 0
         self.controller = LookaheadController(max_lookahead)
         self.random = random.Random(seed)
         self.seconds = self.tokens = 0.0
@@ -36,8 +42,14 @@ class Machine:
                 if self._verified:
                     self.controller.observe_proposal(self._verified, accepted)
             took = self.cost(num_decoding, drafted) * self.random.choice([0.95, 1.0, 1.05])
+            self._rested += 1
+            if drafted:
+                took += self.reading * min(self._rested, 200)
+                self._rested = 0
             if self._verified == drafted:
                 self.controller.observe_step(num_decoding, drafted, took)
+            else:
+                self.controller.observe_change(num_decoding, took)
             self.seconds += took
             self.lookaheads.append(drafted)
             self._verified = drafted
@@ -87,6 +99,17 @@ def test_it_is_nearly_never_slower_than_no_draft(right: float) -> None:
     machine = Machine(linear(0.4, 0.0), right, max_lookahead=4)
     machine.run(20_000)
     assert machine.tokens / machine.seconds >= 0.97
+
+
+def test_what_a_rested_draft_has_to_read_counts_as_the_price_of_a_trial() -> None:
+    """After 200 steps it reads for as long as eight steps take; a draft can never pay here."""
+    plain = 0.029
+    machine = Machine(lambda _, k: plain + 0.008 * k, 0.1, max_lookahead=3, reading=8 * plain / 200)
+    machine.run(1000, num_decoding=4)
+    tokens, seconds = machine.tokens, machine.seconds
+    machine.run(20_000, num_decoding=4)
+    speed = (machine.tokens - tokens) / 4 / (machine.seconds - seconds)
+    assert speed * plain >= 0.985
 
 
 @pytest.mark.parametrize("right", [0.3, 0.5])

@@ -36,6 +36,26 @@ def test_only_steps_of_one_kind_are_timed(tmp_path: Path) -> None:
     assert controller.times.table() == {1: {1: 0.25}, 2: {3: 0.5}}
 
 
+def test_steps_in_which_the_lookahead_changes_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, controller = Clock(), LookaheadController(3)
+    changes: list[tuple[int, float]] = []
+    monkeypatch.setattr(controller, "observe_change", lambda *step: changes.append(step))
+    observer = StepObserver(controller, tmp_path, clock)
+    for verified, drafted, decoding, took in (
+        ([0, 0], 2, True, 0.5),
+        ([2, 2], 2, True, 0.125),
+        ([2, 0], 2, False, 9.0),  # somebody's prompt is read
+        ([2, 2], 0, True, 0.25),
+    ):
+        observer.step_begins(busy=True)
+        observer.step_scheduled(verified, drafted, decoding=decoding)
+        clock.now += took
+    observer.step_begins(busy=True)
+    assert changes == [(2, 0.5), (2, 0.25)]
+
+
 def test_the_report_is_whole_or_absent(tmp_path: Path) -> None:
     clock, controller = Clock(), LookaheadController(2, adaptive=False)
     observer = StepObserver(controller, tmp_path, clock)
