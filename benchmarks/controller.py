@@ -7,9 +7,13 @@ Contenders: the target alone, the draft with every fixed lookahead from 0 (it re
 controller.
 They answer the same prompts in turns, the others stopped meanwhile, in an order that alternates
 from round to round; before a cell the controller answers its prompts for --settle seconds, which do
-not count. A process may be some percent faster or slower than another of its kind for as long as it
-lives: so all engines are started --starts times, and speeds are means over the starts.
-Easy prompts are of the draft's domain, hard ones of another, mixed ones take turns.
+not count. Easy prompts are of the draft's domain, hard ones of another, mixed ones take turns.
+
+A process may be some percent faster or slower than another of its kind for as long as it lives: so
+all engines are started --starts times, and speeds are means over the starts. At the end of each
+start the controller's engine answers with lookahead 0, beside the one with fixed lookaheads: the
+ratio of what is the same work says how much faster its process is, and `adaptive_alike_by_best` is
+the controller's speed by the best one's with that taken out.
 
 Then the traffic shifts: the controller answers easy prompts, one at a time, until it has settled,
 then hard ones, and then easy ones again. Reported is every lookahead that stands after each shift,
@@ -41,6 +45,7 @@ from draftsmith.server.engine.process import EngineProcess
 from draftsmith.server.home import Home
 
 ALONE, ADAPTIVE, FIXED = "target alone", "adaptive", "fixed"
+RESTS = {"vllm_xargs": {LOOKAHEAD_ARGUMENT: 0}}
 WATCHED_S = 90.0
 NEAR = 0.95
 """A lookahead with this share of the best one's speed is as good as right."""
@@ -59,28 +64,36 @@ def main() -> None:
     names = {f"K = {k}": k for k in range(options.k + 1)}
     own = {name: {"vllm_xargs": {LOOKAHEAD_ARGUMENT: k}} for name, k in names.items()}
     cells: dict[tuple[str, int], Cell] = {}
+    shifts: dict[str, Any] | None = None
     for start in range(options.starts):
         with running_engines(configs, home, "controller") as engines:
             all_of_them = {ALONE: engines[ALONE], ADAPTIVE: engines[ADAPTIVE]}
             all_of_them |= dict.fromkeys(names, engines[FIXED])
-            for kind, level in itertools.product(options.kinds.split(","), levels):
-                few = prompts_of[kind][: max(level, options.least)]
+            for kind, level in itertools.product(prompts_of, levels):
+                few = prompts_of[kind][: max(options.waves * level, options.least)]
                 given: Any = {"baseline": ALONE, "concurrency": level, "sampling": sampling}
                 with taking_turns(list(engines.values())) as turn, turn(engines[ADAPTIVE]):
                     settle({ADAPTIVE: engines[ADAPTIVE]}, few, options.settle, given)
                 found = measure_load(
                     all_of_them, few, rounds=options.rounds, own_sampling=own, **given
                 )
-                cells.setdefault((kind, level), Cell([])).starts.append(found)
+                cells.setdefault((kind, level), Cell([], [])).starts.append(found)
                 print(f"{kind}, {level} at a time: {cells[kind, level]}", flush=True)
-                write(options, cells, None)
-            if start + 1 < options.starts:
-                continue
-            with taking_turns(list(engines.values())) as turn, turn(engines[ADAPTIVE]):
-                shifts = shifts_of_traffic(engines[ADAPTIVE], prompts_of, sampling, cells)
-    for name, found in shifts.items():
-        print(f"{name}: {found}")
-    write(options, cells, shifts)
+                write(options, cells, shifts)
+            if start + 1 == options.starts and options.shifts:
+                with taking_turns(list(engines.values())) as turn, turn(engines[ADAPTIVE]):
+                    shifts = shifts_of_traffic(engines[ADAPTIVE], prompts_of, sampling, cells)
+            for level in levels:
+                ratio = ratio_of_processes(engines, prompts_of["hard"], level, sampling)
+                print(f"process of the controller by the other, {level} at a time: {ratio:.3f}")
+                for (_, cell_level), cell in cells.items():
+                    if cell_level == level:
+                        cell.processes.append(ratio)
+            write(options, cells, shifts)
+    for (kind, level), cell in cells.items():
+        print(f"{kind}, {level} at a time: {cell}, {cell.share_alike:.3f} of processes alike")
+    for name, shift_found in (shifts or {}).items():
+        print(f"{name}: {shift_found}")
 
 
 @dataclass
@@ -89,6 +102,8 @@ class Cell:
 
     starts: list[dict[str, LoadResult]]
     """By start of the engines: contender -> result."""
+    processes: list[float]
+    """By start, once known: speed of the controller's process by that of the other; see above."""
 
     @property
     def speedups(self) -> dict[str, float]:
@@ -101,8 +116,21 @@ class Cell:
     @property
     def share(self) -> float:
         """The controller's speed by that of the best other contender."""
-        best = max(speed for name, speed in self.speedups.items() if name != ADAPTIVE)
-        return self.speedups[ADAPTIVE] / best
+        return self.speedups[ADAPTIVE] / self._best
+
+    @property
+    def share_alike(self) -> float:
+        """The same, had the controller's process been as fast as the one with fixed lookaheads."""
+        pairs = zip(self.starts, self.processes, strict=True)
+        return statistics.fmean(one[ADAPTIVE].speedup / ratio for one, ratio in pairs) / self._best
+
+    @property
+    def _best(self) -> float:
+        return max(speed for name, speed in self.speedups.items() if name != ADAPTIVE)
+
+    @property
+    def complete(self) -> bool:
+        return len(self.processes) == len(self.starts)
 
     @property
     def by_lookahead(self) -> dict[int, float]:
@@ -126,6 +154,24 @@ def settle(
         measure_load(engines, prompts, rounds=1, **given | {"baseline": ADAPTIVE})
         if time.monotonic() >= end:
             return
+
+
+def ratio_of_processes(
+    engines: dict[str, EngineProcess],
+    prompts: list[list[int]],
+    level: int,
+    sampling: dict[str, Any],
+) -> float:
+    """Speed of the controller's engine by that of the other, both with lookahead 0."""
+    found = measure_load(
+        {name: engines[name] for name in (FIXED, ADAPTIVE)},
+        prompts[: max(level, 2)],
+        baseline=FIXED,
+        concurrency=level,
+        rounds=4,
+        sampling={**sampling, **RESTS},
+    )
+    return found[ADAPTIVE].speedup
 
 
 def shifts_of_traffic(
@@ -196,6 +242,8 @@ def write(
                 "concurrency": level,
                 "speedup": cell.speedups,
                 "adaptive_by_best": cell.share,
+                "adaptive_alike_by_best": cell.share_alike if cell.complete else None,
+                "process_by_start": cell.processes,
                 "starts": [
                     {name: one.model_dump(exclude={"answers"}) for name, one in found.items()}
                     for found in cell.starts
@@ -214,7 +262,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--draft", required=True)
     parser.add_argument("--easy", type=Path, required=True, help="prompts of the draft's domain")
     parser.add_argument("--hard", type=Path, required=True, help="prompts of another one")
-    parser.add_argument("--kinds", default="easy,hard,mixed")
     parser.add_argument("-k", type=int, default=3, help="longest lookahead")
     parser.add_argument("--concurrency", default="1,4,16")
     parser.add_argument("--starts", type=int, default=2, help="of all engines")
@@ -222,6 +269,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--settle", type=float, default=30.0, help="seconds before each cell")
     parser.add_argument("--limit", type=int, default=32, help="prompts of each kind")
     parser.add_argument("--least", type=int, default=6, help="prompts a round, at the least")
+    parser.add_argument("--waves", type=int, default=1, help="prompts a round, by concurrency")
+    parser.add_argument("--shifts", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--json", type=Path)
     return parser.parse_args()

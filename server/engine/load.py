@@ -79,9 +79,10 @@ def measure_load(
     }
     found = {name: _Rounds([], [], []) for name in engines}
     try:
-        for probe in probes.values():
-            probe.begin(prompts[0])
         with taking_turns(list(engines.values()) if len(engines) > 1 else []) as turn:
+            for name, probe in probes.items():
+                with turn(engines[name]):
+                    probe.begin(prompts[0])
             for number in range(rounds):
                 for name in list(engines) if number % 2 == 0 else reversed(list(engines)):
                     with turn(engines[name]):

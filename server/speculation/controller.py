@@ -17,14 +17,17 @@ from draftsmith.server.speculation.acceptance import RecentAcceptance
 from draftsmith.server.speculation.goodput import goodput
 from draftsmith.server.speculation.step_times import StepTimes, bucket_of
 
-_LEARN_STEPS = 8
-"""Steps of each kind that are tried before the first decision for a batch size."""
 _SETTLE_STEPS = 2
 """Steps after a change that belong to neither lookahead: proposals are verified a step later."""
 _DECIDE_EVERY = 8
 _TRIALS_OF_A_PROFILE = 64.0
 _TRIAL_STEPS = 8
+"""Steps of each kind before the first decision for a batch size, and of a trial later."""
+_LEAST_STEPS, _ENOUGH_PROPOSALS = 4, 64
+"""A large batch says in few steps what its proposals are worth, and its steps cost more."""
 _LONGEST_TRIAL = 64
+_STEADY_STEPS, _RESTLESS_STEPS = 4, 64
+"""Steps of one batch size until more may be drafted than before; of changing ones, at most."""
 _HOPE = 1.5
 """Standard deviations of doubt by which a lookahead may be better than it looks, to be tried."""
 _SURE = 1.0
@@ -94,6 +97,8 @@ class LookaheadController:
         self.acceptance = RecentAcceptance(max_lookahead)
         self.times = StepTimes()
         self._courses: dict[int, _Course] = {}
+        self._last = max_lookahead
+        self._bucket, self._same_bucket, self._restless = 0, 0, 0
 
     def restore(
         self, seconds: Mapping[int, Mapping[int, float]], acceptance: Sequence[float]
@@ -119,6 +124,24 @@ class LookaheadController:
             return self.max_lookahead
         bucket = bucket_of(num_decoding)
         course = self._courses.setdefault(bucket, self._begin())
+        if self._is_steady(bucket):
+            self._last = self._choose(bucket, course)
+        else:
+            known = self._last if course.to_learn else course.lookahead
+            self._last = min(self._last, known)
+        return self._last
+
+    def _is_steady(self, bucket: int) -> bool:
+        """Whether the batch stays at its size. As requests come and go it passes through others,
+        where a draft that rested would read all it missed for a step or two.
+        """
+        self._same_bucket = self._same_bucket + 1 if bucket == self._bucket else 1
+        self._bucket = bucket
+        steady = self._same_bucket > _STEADY_STEPS
+        self._restless = 0 if steady else self._restless + 1
+        return steady or self._restless > _RESTLESS_STEPS
+
+    def _choose(self, bucket: int, course: _Course) -> int:
         course.steps += 1
         if course.to_learn:
             return self._learn(bucket, course)
@@ -167,9 +190,9 @@ class LookaheadController:
     def _learn(self, bucket: int, course: _Course) -> int:
         lookahead = course.to_learn[0]
         course.learnt += 1
-        enough = self.times.count(bucket, lookahead) >= _LEARN_STEPS
+        enough = self.times.count(bucket, lookahead) >= _steps_of(bucket)
         # Where steps are never clean (prompts all the time), learning ends all the same.
-        if enough or course.learnt >= 4 * (_LEARN_STEPS + _SETTLE_STEPS):
+        if enough or course.learnt >= 4 * (_TRIAL_STEPS + _SETTLE_STEPS):
             course.to_learn.pop(0)
             course.learnt = 0
             if not course.to_learn:
@@ -223,7 +246,8 @@ class LookaheadController:
         assert course.trial is not None
         trial = course.trial
         course.trial_steps += 1
-        if (course.trial_steps - _SETTLE_STEPS) % _TRIAL_STEPS:
+        clean_steps = course.trial_steps - _SETTLE_STEPS
+        if clean_steps <= 0 or clean_steps % _steps_of(bucket):
             return trial
         found = next((one for one in self._gains(bucket, course) if one.lookahead == trial), None)
         promising = found is not None and found.mean > 0 and not found.sure
@@ -240,3 +264,8 @@ class LookaheadController:
         course.next_trial = course.steps + max(_GAP, paid_back)
         course.recheck[course.trial] = course.steps + max(_RECHECK_GAP, 2 * paid_back)
         course.trial = None
+
+
+def _steps_of(bucket: int) -> int:
+    """How many steps with a lookahead tell what it is worth."""
+    return max(_LEAST_STEPS, min(_TRIAL_STEPS, _ENOUGH_PROPOSALS // bucket))

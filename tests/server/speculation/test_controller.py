@@ -141,6 +141,37 @@ def test_it_drafts_less_when_load_grows_and_more_again_when_it_falls() -> None:
         assert sum(one in wanted for one in settled) > 150, settled
 
 
+def test_a_batch_that_passes_through_other_sizes_wakes_no_draft() -> None:
+    controller = LookaheadController(3)
+    rising = {0: 0.02, 1: 0.05, 2: 0.08, 3: 0.11}
+    controller.restore({1: {0: 0.02, 1: 0.021, 2: 0.022, 3: 0.03}, 16: rising}, [0.7] * 3)
+    assert controller.chosen() == {1: 2, 16: 0}
+    wave = [*[16] * 20, 8, 4, 2, 1, 1, *[16] * 20]
+    assert {controller.choose(size) for size in wave} == {0}
+    assert controller.chosen() == {1: 2, 2: 3, 4: 3, 8: 3, 16: 0}, "they have learnt nothing yet"
+    stays = [controller.choose(1) for _ in range(6)]
+    assert stays == [0, 0, 0, 0, 2, 2], "less at once, more when it stays"
+    assert controller.choose(16) == 0
+
+
+def test_a_batch_that_never_stays_at_a_size_is_learnt_too() -> None:
+    machine = Machine(linear(0.3, 0.1), 0.2, max_lookahead=3)
+    for size in [1, 2] * 400:
+        machine.run(1, size)
+    assert set(machine.lookaheads[-100:]) == {0}
+
+
+def test_a_trial_of_a_large_batch_is_short() -> None:
+    """Sixteen requests say in four steps what one says in eight."""
+    lengths = {}
+    for size in (1, 16):
+        machine = Machine(linear(0.3, 0.1), 0.2, max_lookahead=1)
+        machine.run(3000, size)
+        trials = [list(run) for k, run in itertools.groupby(machine.lookaheads) if k]
+        lengths[size] = statistics.median(len(one) for one in trials[1:])
+    assert lengths == {1: 10, 16: 6}
+
+
 def test_it_notices_that_the_text_became_easier() -> None:
     """At lookahead 0 nothing is verified: only probing can tell that drafting pays again."""
     machine = Machine(linear(0.3, 0.0), 0.1, max_lookahead=4)
@@ -159,7 +190,7 @@ def test_a_shift_of_the_text_is_answered_within_a_minute(before: float, after: f
     speeds = {k: tokens[k] / cost[k] for k in cost}
     right = {k for k, speed in speeds.items() if speed >= 0.95 * max(speeds.values())}
     settled = []
-    for seed in range(7):
+    for seed in range(20):
         machine = Machine(in_spells(cost, seed, 0.15), before, max_lookahead=3, seed=seed)
         machine.run(1200)
         machine.right, began, wrong_until = after, machine.seconds, 0.0
@@ -169,7 +200,7 @@ def test_a_shift_of_the_text_is_answered_within_a_minute(before: float, after: f
                 wrong_until = machine.seconds - began
         settled.append(wrong_until)
     assert statistics.median(settled) < 30, settled
-    assert sorted(settled)[-2] < 60, settled
+    assert sorted(settled)[-4] < 60, settled
 
 
 def test_small_differences_change_nothing() -> None:
