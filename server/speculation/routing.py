@@ -35,11 +35,12 @@ class EngineChoice:
     def prefers_plain(self, num_running: int) -> bool:
         """Whether a new request is better off without a draft, beside `num_running` others."""
         now = self.clock()
-        if now % _TRIAL_EVERY_S < _TRIAL_S:
-            return False
         if self._read_at is None or now - self._read_at >= _READ_EVERY_S:
             self._reports, self._read_at = (self.speculative(), self.plain()), now
-        return plain_is_faster(*self._reports, num_running + 1)
+        if self._reports[0] is None:  # nothing is known of the draft: as configured
+            return False
+        tries_the_other = now % _TRIAL_EVERY_S < _TRIAL_S
+        return plain_is_faster(*self._reports, num_running + 1) != tries_the_other
 
 
 def plain_is_faster(

@@ -10,8 +10,11 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from draftsmith.cli.bench import ALONE, bench_table, contenders, write_results
+from draftsmith.cli.bench import contenders
+from draftsmith.cli.bench_report import ALONE, bench_table, write_results
 from draftsmith.cli.profile import conditional, profile_table
+from draftsmith.cli.score import mean_scores
+from draftsmith.distill.models import load_tokenizer
 from draftsmith.server.engine.load import LoadResult
 from tests.cli.commands import draftsmith, one_sentence
 from tests.server.speculation.test_profile import PROFILE
@@ -28,6 +31,10 @@ def test_wrong_lists_are_one_sentence(tmp_path: Path) -> None:
     pair = ["--target", "a", "--draft", "b"]
     for arguments, complaint in (
         (["bench", *pair, "--methods", "adaptive,magic"], "'magic' is none of adaptive"),
+        (["bench", *pair, "--methods", "eagle3"], "go together"),
+        (["bench", *pair, "--head", "x"], "go together"),
+        (["bench", *pair, "--score", "math:nothing"], "give MODULE:FUNCTION"),
+        (["bench", *pair, "--score", "math:pi"], "is not a function"),
         (["bench", *pair, "--concurrency", "1,0"], "--concurrency 1,0"),
         (["profile", *pair, "--batch-sizes", "1,x"], "--batch-sizes 1,x"),
         (["profile", *pair, "-o", str(tmp_path / "no" / "p.json")], "does not exist"),
@@ -37,8 +44,8 @@ def test_wrong_lists_are_one_sentence(tmp_path: Path) -> None:
 
 def test_contenders_differ_in_what_they_are_named_after() -> None:
     target, draft = Path("t"), Path("d")
-    every = ["adaptive", "fixed", "ngram", "suffix"]
-    found = contenders(target, draft, every, 3, 16, profile=None)
+    every = ["adaptive", "fixed", "greedy", "block", "ngram", "suffix", "eagle3"]
+    found = contenders(target, draft, every, 3, 16, profile=None, head=Path("h"))
     assert list(found) == [ALONE, *every]
     assert not found[ALONE].speculates
     assert found["adaptive"].lookahead_control == "adaptive"
@@ -46,6 +53,9 @@ def test_contenders_differ_in_what_they_are_named_after() -> None:
     assert found["adaptive"].draft == found["fixed"].draft == draft
     assert [found[name].method for name in ("ngram", "suffix")] == ["ngram", "suffix"]
     assert found["ngram"].draft is None
+    assert (found["greedy"].draft, found["greedy"].draft_sample_method) == (draft, "greedy")
+    assert (found["block"].draft, found["block"].rejection_sample_method) == (draft, "block")
+    assert (found["eagle3"].draft, found["eagle3"].method) == (Path("h"), "eagle3")
     assert {one.max_num_seqs for one in found.values()} == {16}
 
 
@@ -73,6 +83,23 @@ def test_table_json_and_picture(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "bench.json").read_text())
     assert content["results"]["8"]["adaptive"]["speedup"] == pytest.approx(1.14)
     assert (tmp_path / "bench.png").stat().st_size > 5000
+
+
+def test_scores_stand_beside_the_speed(tiny_target: Path) -> None:
+    """They are of the text up to its end; what ran on for the clock's sake does not count."""
+    tokenizer = load_tokenizer(tiny_target)
+    long, short = (tokenizer.encode(one) for one in ("abc abc", "abc"))
+    end = [tokenizer.eos_token_id]
+    row = {
+        ALONE: result(1.0, None).model_copy(update={"answers": [long, short + end + long]}),
+        "lossy": result(1.3, 1.8).model_copy(update={"answers": [short, end + long]}),
+    }
+    scores = mean_scores(lambda prompt, answer: len(answer), tiny_target, [long, short], row)
+    assert scores == {ALONE: (7 + 3) / 2, "lossy": 3 / 2}
+    text = shown(bench_table({1: row, 8: row}, "a target", scores))
+    assert [text.count(one) for one in ("5.000", "1.500")] == [1, 1]
+    with pytest.raises(ValueError, match="must return a number"):
+        mean_scores(lambda prompt, answer: None, tiny_target, [long, short], row)  # type: ignore[arg-type,return-value]
 
 
 def test_profile_table_says_where_it_pays() -> None:

@@ -97,5 +97,9 @@ def test_traffic_goes_where_goodput_is_higher() -> None:
     assert not prefers(costly, steps({0: 0.03}))  # a plain step is slower still
     assert prefers(costly, None)  # not timed, and drafting does not pay by itself
     assert not prefers(cheap, None)
-    now = 600.5 - 2.0  # a trial of the engine with the draft
-    assert not prefers(costly, steps({0: 0.01}))
+    # Once a minute the engine is tried that looks slower, whichever it is.
+    for minute, speculative, tries_plain in ((10, costly, False), (11, cheap, True)):
+        now = 60.0 * minute + 0.5 - 2.0
+        assert prefers(speculative, steps({0: 0.01})) == tries_plain
+    now = 720.5 - 2.0
+    assert not prefers(None, steps({0: 0.01}))
