@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -28,10 +30,14 @@ from draftsmith.server.keys import ApiKey
 _log = logging.getLogger("draftsmith.batches")
 _LEASE_S = 15.0
 _POLL_S = 1.0
-_MAX_AT_ONCE = 8
+_MAX_AT_ONCE = 32
 """Batches that share the places of the background; more wait their turn."""
 _MAX_LOSSES = 3
 """A line in whose company the engine died this often is answered with the error."""
+_AFTER_A_LOSS_S = 3.0
+"""By then the engine that died is known to be gone, or another answers."""
+_BUSY = ("overloaded", "rate_limit_exceeded")
+"""Of a server elsewhere: lines of batches meet no such bounds of ours, they wait."""
 _MAX_ERRORS = 20
 _Line = tuple[int, str, str, dict[str, Any]]
 
@@ -80,6 +86,7 @@ class BatchRunner:
     async def _run(self, claim: Claim) -> None:
         """One batch, as far as it comes; whatever ends this, the batch is not lost."""
         batch = claim.batch
+        beat = asyncio.create_task(self._keep(claim))
         try:
             if batch.status is Status.VALIDATING:
                 if errors := await asyncio.to_thread(self._complaints, batch):
@@ -104,6 +111,19 @@ class BatchRunner:
             with contextlib.suppress(SQLAlchemyError):
                 self._queue.release(claim)  # the next server need not wait for the lease's end
             raise
+        finally:
+            beat.cancel()
+
+    async def _keep(self, claim: Claim) -> None:
+        """Renew the lease as long as the batch is ours: to check or to write a long file takes."""
+        while True:
+            await asyncio.sleep(_LEASE_S / 4)
+            try:
+                await asyncio.to_thread(self._queue.renew, claim)
+            except LeaseLost:
+                return  # or it has ended
+            except SQLAlchemyError as error:
+                _log.warning("%s: its lease cannot be renewed now: %s", claim.batch.id, error)
 
     def _complaints(self, batch: Batch) -> list[dict[str, Any]]:
         """Why the batch cannot be run as a whole, in OpenAI's form."""
@@ -125,7 +145,7 @@ class BatchRunner:
         done = await asyncio.to_thread(self._queue.answered, claim)
         files = self._gateway.files
         source = files.path(files.get(batch.input_file, None))
-        lines = (one for one in requests_in(source) if one[0] not in done)
+        lines = await asyncio.to_thread(_unanswered, source, done)
         count = max(1, self._gateway.admission.background)
         workers = [asyncio.create_task(self._work(claim, lines)) for _ in range(count)]
         watch = asyncio.create_task(self._watch(claim))
@@ -176,18 +196,22 @@ class BatchRunner:
             if not await self._until(lambda: self._answers(body.get("model"))):
                 return None
             reply = await replay(self._app, url, body, self._key(batch), f"{batch.id}:{number}")
-            if reply.status != 503:
+            if reply.status not in (429, 503):
                 return reply
             if self._gateway.draining:
                 return None
+            if reply.error_code in _BUSY:
+                await asyncio.sleep(int(reply.headers["retry-after"]))
+                continue
             losses += 1
             if losses == _MAX_LOSSES:
                 return reply
+            await asyncio.sleep(_AFTER_A_LOSS_S)
 
     def _answers(self, name: Any) -> bool:
-        """Whether the model's engine is up; a model that does not exist has an answer too."""
+        """Whether the model's engines are up; a model that does not exist has an answer too."""
         model = self._gateway.models.get(name) if isinstance(name, str) else None
-        return model is None or model.engine.client is not None
+        return model is None or all(one.client is not None for one in model.engines)
 
     def _key(self, batch: Batch) -> ApiKey | None:
         """The key that made the batch; None where the server asked for none."""
@@ -203,3 +227,10 @@ class BatchRunner:
                 return True
             await asyncio.sleep(_POLL_S)
         return False
+
+
+def _unanswered(source: Path, done: set[int]) -> Iterator[_Line]:
+    """The lines of `source` from the first that is not `done`, without those that are."""
+    lines = (one for one in requests_in(source) if one[0] not in done)
+    first = next(lines, None)  # it may lie behind many, whose reading takes
+    return iter(()) if first is None else itertools.chain([first], lines)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from sqlalchemy import update
 from draftsmith.server.admission import Admission
 from draftsmith.server.batches import runner
 from draftsmith.server.batches.batch import Status
+from draftsmith.server.batches.output import write_files
 from draftsmith.server.batches.queue import Answer, BatchQueue, LeaseLost
 from draftsmith.server.batches.store import BatchStore
 from draftsmith.server.database.connect import open_database
@@ -29,7 +31,7 @@ from draftsmith.server.files.store import FileStore
 from draftsmith.server.home import Home
 from draftsmith.server.keys import ApiKey, KeyStore
 from tests.server.processes import MODEL, GatewayProcess, wait_until
-from tests.server.stub import answering, completion, serving, strict_client
+from tests.server.stub import StubEngine, answering, completion, serving, strict_client
 
 
 def lines(*bodies: dict[str, Any], url: str = "/v1/completions") -> bytes:
@@ -380,3 +382,62 @@ def _texts(value: Any) -> list[str]:
     own = [one for name, one in value.items() if name in ("text", "content")]
     texts = [one for one in own if isinstance(one, str)]
     return texts + [text for one in value.values() for text in _texts(one)]
+
+
+def test_a_line_outlives_the_death_of_its_engine(
+    tmp_path: Path, tiny_target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a while nobody knows that it is dead: that counts as one loss, not as many."""
+    monkeypatch.setattr(runner, "_AFTER_A_LOSS_S", 0.6)
+    died_at: list[float] = []
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        died_at.append(time.monotonic())
+        if time.monotonic() < died_at[0] + 0.5:
+            raise httpx.ConnectError("gone")
+        return httpx.Response(200, json=completion("b"))
+
+    with serving(tmp_path, tiny_target, answering(answer), served_model_name="m") as where:
+        batch = ended(client := strict_client(where), submit(client, prompts(2)).id)
+    assert (batch.request_counts.completed, batch.request_counts.failed) == (2, 0)
+
+
+def test_lines_wait_for_all_engines_of_their_model(tmp_path: Path, tiny_target: Path) -> None:
+    async def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json=completion("b"))
+
+    engine, plain = answering(answer), StubEngine(None)
+    with serving(tmp_path, tiny_target, engine, plain, served_model_name="m") as where:
+        client = strict_client(where)
+        begun = submit(client, prompts(2))
+        wait_until(lambda: client.batches.retrieve(begun.id).status == "in_progress", 10, "begun")
+        time.sleep(0.3)
+        counts = client.batches.retrieve(begun.id).request_counts
+        assert counts is not None
+        assert (counts.completed, counts.failed) == (0, 0)
+        plain.client = engine.client
+        batch = ended(client, begun.id)
+    assert (batch.request_counts.completed, batch.request_counts.failed) == (2, 0)
+
+
+def test_the_lease_is_kept_while_files_are_written(
+    tmp_path: Path, tiny_target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long file takes longer than a lease; nobody else may begin with the batch meanwhile."""
+    monkeypatch.setattr(runner, "_LEASE_S", 1.0)
+    written = []
+
+    def slowly(*given: Any) -> None:
+        written.append(1)
+        time.sleep(2.5)
+        write_files(*given)
+
+    monkeypatch.setattr(runner, "write_files", slowly)
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json=completion("b"))
+
+    with serving(tmp_path, tiny_target, answering(answer), served_model_name="m") as where:
+        client = strict_client(where)
+        assert ended(client, submit(client, prompts(1)).id).status == "completed"
+    assert written == [1]
