@@ -10,15 +10,18 @@ import importlib
 import logging
 import os
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import BinaryIO
 
 from pydantic import ValidationError
 
 from draftsmith.server.traffic.record import Record
 
 _log = logging.getLogger("draftsmith.traffic")
+_BLOCK = 1 << 16
 
 Redaction = Callable[[dict[str, object]], dict[str, object] | None]
 """Gets a record as plain data; returns what may be kept of it, or None for nothing."""
@@ -54,10 +57,11 @@ class TrafficLog:
             self._make_room()
             line = kept.model_dump_json(exclude_none=True) + "\n"
             descriptor = os.open(
-                self._file(self._today()), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600
+                self._file(self._today()), os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600
             )
-            with os.fdopen(descriptor, "a", encoding="utf-8") as stream:
-                stream.write(line)
+            with os.fdopen(descriptor, "rb+") as stream:
+                _cut_torn_end(stream)
+                stream.write(line.encode())
         except OSError as error:
             _log.error("an answer was not kept: %s", error.strerror)
             return False
@@ -83,7 +87,7 @@ class TrafficLog:
             with path.open(encoding="utf-8") as stream:
                 for number, line in enumerate(stream, start=1):
                     if not line.endswith("\n"):
-                        return  # being written now, or cut off by the end of a process
+                        break  # being written now, or cut off by the end of a process
                     record = _parse(line, f"{path}:{number}")
                     wanted = (metadata or {}).items() <= record.metadata.items()
                     if record.created_at >= since and wanted and model in (None, record.model):
@@ -104,8 +108,11 @@ class TrafficLog:
         try:
             kept = self._redact(record.model_dump())
             return None if kept is None else Record.model_validate(kept)
-        except Exception:  # noqa: BLE001 (the operator's own code; not redacted means not kept)
-            _log.exception("the redaction failed, so an answer was not kept")
+        except Exception as error:  # noqa: BLE001 (operator's code; not redacted means not kept)
+            # Not its message, nor pydantic's: both may quote what should not be kept.
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            what = f"{type(error).__name__} in {where.filename}, line {where.lineno}"
+            _log.error("the redaction failed (%s), so an answer was not kept", what)
             return None
 
     def _make_room(self) -> None:
@@ -149,6 +156,21 @@ def load_redaction(name: str) -> Redaction:
         raise ValueError(f"the redaction '{name}' is not a function")
     redaction: Redaction = found
     return redaction
+
+
+def _cut_torn_end(stream: BinaryIO) -> None:
+    """Remove what follows the last whole line: a process that died in writing left half a one."""
+    size = end = stream.seek(0, os.SEEK_END)
+    while end:
+        start = max(0, end - _BLOCK)
+        stream.seek(start)
+        newline = stream.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            end = start + newline + 1
+            break
+        end = start
+    if end < size:
+        stream.truncate(end)
 
 
 def _parse(line: str, where: str) -> Record:

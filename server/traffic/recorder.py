@@ -22,7 +22,9 @@ class Recorder:
         self._key = key
         self._created_at = time.time()
         self._pieces: list[str] = []
-        self._usable = body.get("n") in (None, 1) and isinstance(body.get("prompt", ""), str)
+        one_choice = body.get("n") in (None, 1) and isinstance(body.get("prompt", ""), str)
+        # With an echo the text begins with the prompt, which is no answer to it.
+        self._usable = one_choice and not body.get("echo")
 
     def __call__(self, said: dict[str, Any]) -> None:
         for choice in said.get("choices", []):

@@ -108,3 +108,22 @@ def test_exported_answers_are_prompts_of_a_recipe(tmp_path: Path) -> None:
     assert "3 answers" in draftsmith(tmp_path, "traffic", "stats").stdout
     for wrong in (["--since", "soon"], ["--metadata", "a"], ["--model", "x"]):
         assert one_sentence(draftsmith(tmp_path, "traffic", "export", output, *wrong))
+
+
+def test_strict_streams_are_kept_whole_and_echoes_not_at_all(target: Path, tmp_path: Path) -> None:
+    """The stock client's strict types get a reason in every chunk: the first is not the last."""
+
+    async def pieces(request: httpx.Request) -> httpx.Response:
+        chunks = [completion("An "), completion("answer.")]
+        chunks[0]["choices"][0]["finish_reason"] = None
+        said = (b"data: " + json.dumps(one).encode() + b"\n\n" for one in chunks)
+        return events(*said, b"data: [DONE]\n\n")
+
+    with serving(tmp_path, target, answering(pieces), traffic="asked") as url:
+        client = strict_client(url)
+        for extra in ({}, {"echo": True}):
+            body: Any = {"store": True, **extra}
+            list(
+                client.completions.create(model="target", prompt="A?", stream=True, extra_body=body)
+            )
+    assert [one.response for one in kept(tmp_path)] == ["An answer."]

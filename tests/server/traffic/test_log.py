@@ -70,18 +70,26 @@ def test_size_is_bounded_by_dropping_the_oldest(tmp_path: Path) -> None:
     assert kept == [f"{number:03d}" for number in range(200 - len(kept), 200)]
 
 
-def test_redaction_decides_and_its_failure_keeps_nothing(tmp_path: Path) -> None:
+def test_redaction_decides_and_its_failure_keeps_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     def redact(content: dict[str, object]) -> dict[str, object] | None:
         if content["response"] == "drop":
             return None
         if content["response"] == "fail":
-            raise RuntimeError("no")
+            raise RuntimeError(content["prompt"])
+        if content["response"] == "no record":
+            return {"prompt": content["prompt"]}
         return content | {"prompt": str(content["prompt"]).replace("Ann", "NAME")}
 
     log = make(tmp_path, Clock(), redact=redact)
     assert log.append(record(prompt="I am Ann."))
     assert not log.append(record("drop"))
     assert not log.append(record("fail"))
+    assert not log.append(record("no record"))
+    assert "RuntimeError in" in caplog.text
+    assert "ValidationError in" in caplog.text
+    assert "ready?" not in caplog.text, "what should not be kept is not logged either"
     assert [one.prompt for one in log.read()] == ["I am NAME."]
 
 
@@ -94,6 +102,12 @@ def test_a_line_that_is_being_written_is_left_alone_and_a_damaged_one_is_named(
     whole = path.read_text()
     path.write_text(whole + whole[:20])
     assert len(list(log.read())) == 1
+    log.append(record("later"))  # by the next process: the half line is gone
+    assert [one.response for one in log.read()] == ["yes", "later"]
+    path.write_text(whole + whole[:20])
+    (path.parent / "2999-01-01.jsonl").write_text(whole)
+    assert len(list(log.read())) == 2, "a day that ends in half a line hides no other day"
+    (path.parent / "2999-01-01.jsonl").unlink()
     path.write_text("{}\n" + whole)
     with pytest.raises(ValueError, match=r"jsonl:1 is not a record"):
         list(log.read())
