@@ -41,11 +41,11 @@ RECIPE: dict[str, Any] = {
 
 
 class Server:
-    def __init__(self, home: Path, target: Path, port: int) -> None:
+    def __init__(self, home: Path, target: Path, port: int, *options: str) -> None:
         command = [sys.executable, "-m", "draftsmith.cli.main", "serve", "--target", str(target)]
         with (home / "serve.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [*command, "--port", str(port)],
+                [*command, "--port", str(port), *options],
                 env={**os.environ, "DRAFTSMITH_HOME": str(home)},
                 stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip

@@ -49,6 +49,8 @@ class Admission:
         self.background = min(limit, background)
         self.minute = minute or MinuteLimits()
         self.inside = 0
+        self.held_back = 0
+        """Background requests that wait for their place."""
         self._queue: deque[asyncio.Future[None]] = deque()
         self._behind: deque[asyncio.Future[None]] = deque()
         self._of_key: Counter[str] = Counter()
@@ -73,7 +75,11 @@ class Admission:
                 Retry-After.
         """
         if background:
-            await self._wait_behind(key)
+            self.held_back += 1
+            try:
+                await self._wait_behind(key)
+            finally:
+                self.held_back -= 1
         else:
             self._check_share(key)
             self._check_queue()
@@ -93,7 +99,9 @@ class Admission:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.append(turn)
         try:
-            await asyncio.wait_for(turn, self.max_wait_s)
+            # Not `wait_for`: before Python 3.12 it swallows a cancellation at the last moment.
+            async with asyncio.timeout(self.max_wait_s):
+                await turn
         except TimeoutError:
             self._give_up(turn, self._queue)
             raise ApiError(

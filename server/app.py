@@ -89,11 +89,12 @@ def create_app(
     worker = WorkerChild(settings) if settings.worker else None
     deployments = [one.deployment for one in served if one.deployment is not None]
     promoters = [Promoter(one, PromotionRequests(database)) for one in deployments]
+    ours = [one for one in gateway.engines if isinstance(one, Supervisor)]
     arbiter = Arbiter(
         Device(home),
-        [one for one in gateway.engines if isinstance(one, Supervisor)],
+        ours,
         deployments,
-        in_flight=lambda: gateway.in_flight,
+        in_flight=lambda: sum(one.load.in_flight for one in ours),
         drain_timeout_s=settings.drain_timeout_s,
     )
 

@@ -49,6 +49,11 @@ class Gateway:
     in_flight: int = 0
 
     @property
+    def underway(self) -> int:
+        """Requests that will end by themselves: lines of batches may wait for hours."""
+        return self.in_flight - self.admission.held_back
+
+    @property
     def first(self) -> Served:
         return next(iter(self.models.values()))
 

@@ -93,7 +93,7 @@ class DrainingServer(uvicorn.Server):
 
     async def _drain(self) -> None:
         timeout_s = self.gateway.settings.drain_timeout_s
-        _log.warning("Draining %d requests, at most %.0f s.", self.gateway.in_flight, timeout_s)
+        _log.warning("Draining %d requests, at most %.0f s.", self.gateway.underway, timeout_s)
         await self._until_idle(timeout_s)
         # Ends what still streams: its clients get an error event, not a cut connection.
         await asyncio.gather(*(one.stop() for one in self.gateway.engines))
@@ -103,7 +103,7 @@ class DrainingServer(uvicorn.Server):
     async def _until_idle(self, timeout_s: float) -> None:
         loop = asyncio.get_running_loop()
         end = loop.time() + timeout_s
-        while self.gateway.in_flight and loop.time() < end and not self.should_exit:
+        while self.gateway.underway and loop.time() < end and not self.should_exit:
             await asyncio.sleep(0.05)
 
     async def _exit_when_failed(self, engine: Engine) -> None:

@@ -18,6 +18,7 @@ fields of `Settings`, or those of `RemoteModel` where it has a `url`.
 from __future__ import annotations
 
 import tomllib
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,9 @@ def read_serve_file(
     given = tables | {name: value for name, value in flags.items() if value is not None}
     server = _server_settings(given)
     found = [_model(name, table, server, path, resolve) for name, table in models.items()]
+    names = Counter(one.served_model_name for one in found)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise ValueError(f"{path}: two models are called '{twice[0]}': clients could not choose.")
     _check_memory(found)
     return server, found
 

@@ -105,7 +105,7 @@ def serve_model(model: Settings | RemoteModel, metrics: Metrics, log_name: str) 
             ),
             supervisor,
             metrics,
-            in_flight=lambda: served.in_flight,
+            in_flight=lambda: supervisor.load.in_flight,
         )
     return served
 

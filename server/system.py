@@ -8,7 +8,7 @@ import httpx
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from draftsmith.server.engine.interface import EngineState
+from draftsmith.server.engine.interface import Engine, EngineState
 from draftsmith.server.errors import ApiError
 from draftsmith.server.gateway import gateway_of, page_of
 
@@ -35,7 +35,7 @@ async def ready(request: Request) -> Response:
     for engine in ours or gateway.engines:
         client = engine.client
         if client is None:
-            return _not_ready(engine.state, engine.reason, engine.retry_after_s)
+            return _not_ready(engine.state, _shown_reason(engine), engine.retry_after_s)
         if ours and not await _answers(client):  # it died, and the supervisor has not seen it yet
             reason = "the engine does not answer"
             return _not_ready(EngineState.RESTARTING, reason, engine.retry_after_s)
@@ -61,6 +61,13 @@ async def plain_metrics(request: Request) -> Response:
 async def model_metrics(request: Request, model: str) -> Response:
     """The metrics of one model's engine; with several models each has a page."""
     return _exposition(await page_of(gateway_of(request).model(model).engine) or "")
+
+
+def _shown_reason(engine: Engine) -> str:
+    """Without what the log said when it died: anybody may ask."""
+    if engine.state in (EngineState.STARTING, EngineState.SUSPENDED):
+        return engine.reason
+    return f"the engine is {engine.state}"
 
 
 def _exposition(text: str) -> Response:

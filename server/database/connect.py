@@ -73,6 +73,8 @@ def open_database(home: Home, url: str | None = None) -> Database:
     """
     home.ensure()
     parsed = _parse(url) if url else URL.create("sqlite", database=str(home.database))
+    if url is None:
+        home.database.touch(mode=0o600)  # it holds answers; SQLite's other files take its mode
     engine = create_engine(parsed, pool_pre_ping=url is not None, **_options(parsed))
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)

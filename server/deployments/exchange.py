@@ -76,7 +76,11 @@ class Exchange:
         except SWAP_ERRORS as error:
             # Which weights are in it now is not certain; in a new engine it is.
             _log.error("the draft of before cannot be loaded back, so a new engine is: %s", error)
-            await self._restart_with(Path(event.previous.folder))
+            try:
+                await self._restart_with(Path(event.previous.folder))
+            except EngineError as restart_error:
+                # Its configuration has the draft of before: the supervisor goes on trying.
+                _log.error("the engine does not start with it yet: %s", restart_error)
 
     async def _restart_with(self, folder: Path) -> None:
         """Let the running requests end, then start another engine; new ones get 503 meanwhile."""

@@ -22,8 +22,10 @@ from draftsmith.server.engine.process import EngineError, EngineProcess
 from draftsmith.server.speculation.report import StepReport
 from draftsmith.server.speculation.step_times import bucket_of
 
-_STEPS_A_RUN = 12
-_SETTLE_STEPS = 3
+_STEPS_A_RUN = 15
+"""That each stream of a run takes at least; the first few belong to prompts."""
+_PATIENCE = 3
+"""How many times as many a stream may go on for, until the last of them has begun."""
 
 
 def calibrate(
@@ -73,8 +75,9 @@ def _run(
     lookahead: int,
     temperature: float,
 ) -> None:
-    """`size` streams side by side, all closed when the first of them ends: no thin tail."""
-    tokens = (_STEPS_A_RUN + _SETTLE_STEPS) * (1 + lookahead)
+    """`size` streams side by side, all closed once each has made its steps: no thin tail."""
+    tokens = _PATIENCE * _STEPS_A_RUN * (1 + lookahead)
+    steps = [0] * size
     over = threading.Event()
 
     def stream(index: int) -> None:
@@ -90,7 +93,10 @@ def _run(
         with client.stream("POST", "/v1/completions", json=body) as response:
             if response.status_code != 200:
                 raise EngineError(f"The engine refused a prompt: {response.read()[:300]!r}")
-            for _ in response.iter_lines():
+            for line in response.iter_lines():
+                steps[index] += line.startswith("data: ")
+                if min(steps) >= _STEPS_A_RUN:
+                    over.set()
                 if over.is_set():
                     return
         over.set()
@@ -117,6 +123,7 @@ def _seconds(report: StepReport, size: int, lookahead: int) -> float:
     if seconds is None:
         raise EngineError(
             f"No step of {size} requests with lookahead {lookahead} could be timed: allow the "
-            "engine more requests at a time, or profile smaller batches."
+            "engine more requests at a time, profile smaller batches, or try again when the "
+            "machine is less busy."
         )
     return seconds

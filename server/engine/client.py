@@ -7,9 +7,11 @@ passes twice as many chunks a second (docs/serving.md, what the gateway costs).
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import httpx
@@ -19,6 +21,13 @@ from yarl import URL
 KEEP_ALIVE_S = 2.0
 """vLLM closes a connection that was idle for 5 s: a request must not meet that moment."""
 _CONNECT_S = 5.0
+_PROBES = {
+    "TCP_KEEPIDLE": 15,
+    "TCP_KEEPINTVL": 5,
+    "TCP_KEEPCNT": 3,
+    "TCP_USER_TIMEOUT": 30_000,  # milliseconds, of what was sent and not acknowledged
+}
+"""A host that has gone without a word is noticed after half a minute, also in a quiet answer."""
 
 
 def open_client(
@@ -125,7 +134,20 @@ def _connector(uds: Path | None) -> aiohttp.BaseConnector:
     if uds is not None:
         return aiohttp.UnixConnector(str(uds), limit=0, keepalive_timeout=KEEP_ALIVE_S)
     certificates = httpx.create_ssl_context(trust_env=False)
-    return aiohttp.TCPConnector(ssl=certificates, limit=0, keepalive_timeout=KEEP_ALIVE_S)
+    return aiohttp.TCPConnector(
+        ssl=certificates, limit=0, keepalive_timeout=KEEP_ALIVE_S, socket_factory=_probed_socket
+    )
+
+
+def _probed_socket(address: tuple[Any, ...]) -> socket.socket:
+    """`address`: as `socket.getaddrinfo` gives it."""
+    family, kind, protocol, *_ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _PROBES.items():
+        if hasattr(socket, name):  # not every system has each
+            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return made
 
 
 @contextmanager

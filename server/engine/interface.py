@@ -27,6 +27,8 @@ class Engine(Protocol):
     state: EngineState
     reason: str
     """Why it is not ready, for who runs the server."""
+    health_path: str
+    """Answers 200 while the engine does."""
     restarts: int
     load: Load
     """The gateway's requests that are inside."""

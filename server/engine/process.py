@@ -226,16 +226,22 @@ class EngineProcess:
 
     def last_words(self) -> str:
         """The line of this run's log that says best why the engine ended, as one sentence."""
-        with self.log_file.open("rb") as log:
-            log.seek(self._log_start)
-            lines = log.read().decode("utf-8", "replace").splitlines()
+        try:
+            with self.log_file.open("rb") as log:
+                log.seek(self._log_start)
+                lines = log.read().decode("utf-8", "replace").splitlines()
+        except OSError as error:  # moved away while it was written, perhaps
+            return f"its log {self.log_file} cannot be read ({error.strerror})."
         found = _telling_line([_LOG_PREFIX.sub("", line) for line in lines])
         return f"{found.rstrip('.')} (log: {self.log_file})."
 
     def _stage(self) -> str:
-        with self.log_file.open("rb") as log:
-            log.seek(self._log_start)
-            text = log.read()
+        try:
+            with self.log_file.open("rb") as log:
+                log.seek(self._log_start)
+                text = log.read()
+        except OSError:
+            return "its log cannot be read"
         return next((words for mark, words in _STAGES if mark.search(text)), "importing vLLM")
 
     def _check_plugin(self) -> None:

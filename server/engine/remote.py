@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import time
 from typing import Annotated
 
 import httpx
@@ -21,6 +22,8 @@ _log = logging.getLogger("draftsmith.engine")
 _HEALTH_EVERY_S = 1.0
 _HEALTH_TIMEOUT_S = 10.0
 _RETRY_AFTER_S = 5
+_LOST_S = 60.0
+"""Without any answer for so long, what is still inside the other server is given up."""
 
 
 class RemoteModel(BaseModel):
@@ -41,6 +44,8 @@ class RemoteModel(BaseModel):
     @field_validator("url")
     @classmethod
     def _no_version(cls, url: str) -> str:
+        if "@" in url.partition("://")[2].partition("/")[0]:
+            raise ValueError("give no user or password in it: name a variable by 'key_variable'")
         if url.rstrip("/").endswith("/v1"):
             raise ValueError("give it without /v1, which belongs to each route")
         return url.rstrip("/")
@@ -73,6 +78,7 @@ class RemoteEngine:
         self.restarts = 0
         """Times that it came back."""
         self.load = Load()
+        self.health_path = config.health
         self.retry_after_s = _RETRY_AFTER_S
         self.failed = asyncio.Event()
         key = config.key()
@@ -86,8 +92,8 @@ class RemoteEngine:
 
     def launch(self, after: Engine | None = None) -> None:
         """It needs no memory here, so it waits for nobody."""
-        self._client = open_client(self.config.url, headers=self._headers)
-        self._task = asyncio.create_task(self._watch(self._client))
+        self._client = self._new_client()
+        self._task = asyncio.create_task(self._watch())
 
     async def stop(self) -> None:
         if self._task is not None:
@@ -95,24 +101,33 @@ class RemoteEngine:
             await asyncio.wait({self._task})
         self.state, self.reason = EngineState.STOPPED, "the server is shutting down"
         client, self._client = self._client, None
-        if client is not None:
-            with contextlib.suppress(httpx.TransportError):
-                await client.aclose()
+        await _close(client)
 
     def step_report(self) -> None:
         """Its scheduler is its own."""
 
-    async def _watch(self, client: httpx.AsyncClient) -> None:
+    async def _watch(self) -> None:
+        answered_at = time.monotonic()
         while True:
+            client = self._client
+            assert client is not None, "the client is there from launch to stop"
             try:
-                answer = await client.get(self.config.health, timeout=_HEALTH_TIMEOUT_S)
+                answer = await client.get(self.health_path, timeout=_HEALTH_TIMEOUT_S)
+                answered_at = time.monotonic()
                 reason = "" if answer.status_code == 200 else f"it answers {answer.status_code}"
             except httpx.TimeoutException:
                 reason = f"it did not answer in {_HEALTH_TIMEOUT_S:.0f} s"
             except httpx.TransportError as error:
                 reason = f"it cannot be reached: {type(error).__name__}"
             self._note(reason)
+            if time.monotonic() - answered_at > _LOST_S:
+                # Requests would wait for ever, and keep their places from other models.
+                self._client, answered_at = self._new_client(), time.monotonic()
+                await _close(client)
             await asyncio.sleep(_HEALTH_EVERY_S)
+
+    def _new_client(self) -> httpx.AsyncClient:
+        return open_client(self.config.url, headers=self._headers)
 
     def _note(self, reason: str) -> None:
         was = self.state
@@ -125,3 +140,10 @@ class RemoteEngine:
             self.reason = reason
         if self.state is not was:
             _log.warning("%s: %s", self.config.url, reason or "it answers")
+
+
+async def _close(client: httpx.AsyncClient | None) -> None:
+    """What is inside ends with an error."""
+    if client is not None:
+        with contextlib.suppress(httpx.TransportError):
+            await client.aclose()

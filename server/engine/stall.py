@@ -32,6 +32,7 @@ class StallWatch:
         self._quiet_s = min(_QUIET_S, timeout_s)
         self._active_at = time.time()
         self._trial: asyncio.Task[bool] | None = None
+        self._tried_at = 0.0
 
     def hangs(self) -> bool:
         """Whether the engine hangs, as far as is known by now; asked about once a second."""
@@ -42,14 +43,16 @@ class StallWatch:
             self._active_at = now
         self._active_at = max(self._active_at, self._engine.stepped_at)
         if now - self._active_at > self._quiet_s:
-            self._trial = asyncio.create_task(self._answers())
+            self._trial, self._tried_at = asyncio.create_task(self._answers()), now
         return False
 
     def _verdict(self, trial: asyncio.Task[bool]) -> bool:
         if not trial.done():
             return False
+        # The trial may have waited behind requests that the engine was busy with all the time.
+        stepped = self._engine.stepped_at > self._tried_at
         self._trial, self._active_at = None, time.time()
-        return not trial.result()
+        return not trial.result() and not stepped
 
     async def _answers(self) -> bool:
         name = self._engine.config.served_model_name

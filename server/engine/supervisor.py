@@ -64,6 +64,7 @@ class Supervisor:
         self.log_file = log_file
         self.start_timeout_s = start_timeout_s
         self.state = EngineState.STARTING
+        self.health_path = "/health"
         self.reason = "the engine is starting"
         self.starts = 0
         """Engines that have answered so far."""
@@ -83,7 +84,7 @@ class Supervisor:
         self._retired: EngineProcess | None = None
         self._retirement: asyncio.Task[None] | None = None
         self._suspended_for = ""
-        self._boot_began = time.monotonic()
+        self._boot_began = self._ready_at = time.monotonic()
         self._boot_s = _FIRST_BOOT_GUESS_S
 
     def launch(self, after: Engine | None = None) -> None:
@@ -225,6 +226,7 @@ class Supervisor:
                 if not booted:
                     await self._boot(engine)
                     self._boot_s = time.monotonic() - self._boot_began
+                self._ready_at = time.monotonic()
                 if self._replacement is not None and self._replacement.taken:
                     self._replacement.succeed()
                 await self._watch(engine)
@@ -237,13 +239,13 @@ class Supervisor:
                 continue
             except Superseded:
                 continue
-            except EngineError as error:
+            except (EngineError, OSError) as error:  # OSError: of its log, or no descriptor is left
                 if self._engine is not engine:
                     continue
                 self._set(EngineState.RESTARTING, str(error))
                 if self._replacement is not None and self._replacement.taken:
                     self.config = self._replacement.before
-                    self._replacement.fail(error)
+                    self._replacement.fail(EngineError(str(error)))
                     continue
                 if self.starts == 0:
                     self._set(EngineState.FAILED, str(error))
@@ -257,7 +259,7 @@ class Supervisor:
             self.restarts += 1
             if self._adopted:
                 continue
-            lived = time.monotonic() - self._boot_began
+            lived = time.monotonic() - self._ready_at
             pause = 0.0 if lived > _STEADY_S else min(_MAX_BACKOFF_S, max(1.0, 2 * pause))
             _log.error("%s Starting it again in %.0f s.", self.reason, pause)
             await self._sleep(pause)

@@ -56,7 +56,8 @@ async def load_weights(request: Request, body: LoadWeights) -> JSONResponse:
     else:
         # Requests go on: the draft decides nothing. Its cached states would mislead the new one.
         said = await _in_all_workers(engine, body)
-        await engine.reset_prefix_cache()
+        if "refused" not in said:
+            await engine.reset_prefix_cache()
     if "refused" in said:
         return JSONResponse({"error": {"message": said["refused"]}}, 409)
     request.app.state.draftsmith_versions[body.part] = body.version

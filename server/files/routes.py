@@ -35,6 +35,8 @@ async def upload(request: Request) -> dict[str, Any]:
         raise ApiError(415, "Send the file as multipart/form-data.", code="unsupported_media")
     try:
         async with request.form(max_files=1, max_fields=_MAX_FIELDS) as form:
+            if unknown := [name for name in form if name not in ("file", "purpose")]:
+                raise _wrong(unknown[0], "is not a field that this server knows")
             file, purpose = form.get("file"), form.get("purpose")
             if not isinstance(file, UploadFile):
                 raise _wrong("file", "must be a file part of the form")

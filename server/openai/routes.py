@@ -16,6 +16,7 @@ from draftsmith.server.openai.reshape import Reshape, chained, marked_lossy
 from draftsmith.server.openai.responses import ResponsesRequest
 from draftsmith.server.openai.schemas import ChatRequest, CompletionRequest
 from draftsmith.server.openai.shapes import STRICT_HEADER, make_completion_strict
+from draftsmith.server.openai.speculation import HEADERS as FIGURE_HEADERS
 from draftsmith.server.openai.tokens import DetokenizeRequest, TokenizeRequest
 from draftsmith.server.served import Served
 from draftsmith.server.traffic.recorder import Recorder
@@ -75,9 +76,12 @@ async def _generate(
     if gateway_of(request).settings.log_prompts:
         account |= {name: sent[name] for name in ("prompt", "messages", "input") if name in sent}
     lenience = 1.0 if model.settings is None else model.settings.lenience
-    mark = marked_lossy(lenience) if lenience < 1 else None
-    answer = await forward(request, sent, model, engine, chained(reshape, mark, recorder))
+    lossy = lenience < 1 and not plain and not (body.speculation and body.speculation.off)
+    mark = marked_lossy(lenience) if lossy else None
+    answer = await forward(request, sent, model, engine, chained(recorder, reshape, mark))
     answer.headers[ENGINE_HEADER] = account["engine"]
+    if lossy:  # also where vLLM gives no figures, and in streams
+        answer.headers[FIGURE_HEADERS["lenience"]] = f"{lenience:.4f}"
     return answer
 
 
@@ -112,7 +116,9 @@ def _engine_for(model: Served, body: EngineRequest) -> Engine:
     off = wish is not None and wish.off
     without = field is not None or off or (not wanted and model.prefers_plain)
     if model.plain is not None and without:
-        return model.plain
+        # Lookahead 0 of the other engine answers the same, where no field forbids it.
+        away = field is None and model.plain.client is None and model.engine.client is not None
+        return model.engine if away else model.plain
     return model.engine
 
 

@@ -27,6 +27,7 @@ Answer = Callable[[httpx.Request], Awaitable[httpx.Response]]
 class StubEngine:
     """What a gateway sees of a supervised engine."""
 
+    health_path = "/health"
     restarts = 0
     reason = ""
     retry_after_s = 7

@@ -128,6 +128,51 @@ def test_text_that_speaks_of_errors_is_left_alone(models: Models, tmp_path: Path
         assert [one.choices[0].text for one in stream] == [said]
 
 
+def test_what_json_cannot_hold(models: Models, tmp_path: Path) -> None:
+    """Half of a character, as a client sends it that cuts an emoji, and numbers that are none."""
+    head = {"content-type": "application/json"}
+    with serving(tmp_path, models.target, answering(whole)) as url:
+        for prompt in ('"\\ud800"', "[NaN]"):
+            body = f'{{"model": "target", "prompt": {prompt}}}'
+            refused = httpx.post(f"{url}/v1/completions", content=body, headers=head)
+            assert refused.status_code == 400, refused.text
+            assert refused.json()["error"]["code"] == "invalid_value"
+        paired = httpx.post(
+            f"{url}/v1/completions",
+            content='{"model": "target", "prompt": "\\ud83d\\ude00"}',
+            headers=head,
+        )
+        assert paired.status_code == 200
+
+
+def test_streams_whose_lines_end_as_in_http(models: Models, tmp_path: Path) -> None:
+    """Servers elsewhere may write CR LF, and a network may cut it anywhere."""
+    text = (CHUNK * 2 + b"data: [DONE]\n\n").replace(b"\n", b"\r\n")
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        return events(*(text[at : at + 1] for at in range(len(text))))
+
+    with serving(tmp_path, models.target, answering(answer)) as url:
+        stream = strict_client(url).completions.create(model="target", prompt="a", stream=True)
+        assert [one.choices[0].text for one in stream] == ["b", "b"]
+
+
+def test_who_does_not_read_gives_up_its_place(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("draftsmith.server.openai.events.UNREAD_S", 0.4)
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        return events(*[b": " + b"x" * (1 << 16) + b"\n\n"] * 1000)
+
+    with serving(tmp_path, models.target, answering(answer), max_in_flight=1) as url:
+        body = {"model": "target", "prompt": "a", "stream": True}
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=10) as unread:
+            assert unread.status_code == 200
+            again = httpx.post(f"{url}/v1/completions", json=body, timeout=10)
+            assert again.status_code == 200, "the place was free before the queue's time was over"
+
+
 def metrics(url: str, key: str) -> str:
     return httpx.get(f"{url}/metrics", headers={"authorization": f"Bearer {key}"}).text
 

@@ -204,6 +204,16 @@ def test_silence_alone_is_no_hang_but_an_unanswered_trial_is() -> None:
         assert await verdict(Load(1), 0.0)
         assert not await verdict(Load(0), 0.0), "nobody waits for it"
         assert not await verdict(Load(1), time.time() + 60), "it steps"
+        busy = SimpleNamespace(stepped_at=0.0, config=config)
+        transport = httpx.MockTransport(answer)
+        async with httpx.AsyncClient(transport=transport, base_url="http://e") as client:
+            watch = StallWatch(cast(EngineProcess, busy), client, Load(1), timeout_s=0.1)
+            watch._active_at = 0.0
+            assert not watch.hangs()
+            await asyncio.sleep(0.05)
+            busy.stepped_at = time.time()
+            await asyncio.sleep(0.2)
+            assert not watch.hangs(), "the trial waited behind others, and the engine stepped"
         answering.set()
         assert not await verdict(Load(1), 0.0), "its clients read slowly"
 
@@ -227,3 +237,8 @@ def test_slow_readers_are_not_taken_for_a_hang(fleet: Fleet) -> None:
             assert trials, "it was tried"
 
     asyncio.run(check())
+
+
+def test_an_engine_whose_log_was_moved_away_still_has_last_words(tmp_path: Path) -> None:
+    engine = EngineProcess(EngineConfig(Path()), tmp_path / "moved" / "engine.log")
+    assert "cannot be read (No such file or directory)" in engine.last_words()

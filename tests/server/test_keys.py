@@ -12,12 +12,14 @@ from typing import get_args
 import httpx
 import openai
 import pytest
+from starlette.types import Message
 
 from draftsmith.server import keys as keys_module
-from draftsmith.server.admission import Admission
+from draftsmith.server.admission import Admission, Load, Slot
 from draftsmith.server.errors import ApiError
 from draftsmith.server.home import Home
 from draftsmith.server.keys import ApiKey, KeyStore, Scope, settings_key
+from draftsmith.server.openai.disconnect import unless_gone
 from tests.cli.commands import draftsmith, one_sentence
 from tests.server.conftest import Models
 from tests.server.processes import wait_until
@@ -206,5 +208,39 @@ def test_the_queue_is_bounded_and_fair() -> None:
         inside.leave()
         assert [await admission.enter(None) for _ in range(1)]
         assert not admission._of_key
+
+    asyncio.run(check())
+
+
+def test_who_leaves_in_the_moment_of_entering_holds_no_place() -> None:
+    """A place that was given in the same turn of the loop goes back, whoever had waited for it."""
+
+    async def check() -> None:
+        admission = Admission(limit=1, queue=4, max_wait_s=5)
+        for turns in range(4):
+            inside, load = await admission.enter(None), Load()
+            leave = asyncio.Event()
+
+            async def receive(leave: asyncio.Event = leave) -> Message:
+                await leave.wait()
+                return {"type": "http.disconnect"}
+
+            waits = asyncio.create_task(
+                unless_gone(receive, admission.enter(KEY, load), unused=Slot.leave)
+            )
+            await asyncio.sleep(0.01)
+            inside.leave()  # it is the waiting one's turn
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            if turns % 2:
+                waits.cancel()
+            else:
+                leave.set()
+            (came,) = await asyncio.gather(waits, return_exceptions=True)
+            if isinstance(came, Slot):
+                came.leave()
+            await asyncio.sleep(0.01)
+            assert (admission.inside, admission.waiting, load.in_flight) == (0, 0, 0), turns
+            assert not admission._of_key
 
     asyncio.run(check())

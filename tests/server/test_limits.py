@@ -10,10 +10,12 @@ import httpx
 import openai
 import pytest
 
+from draftsmith.server.admission import Admission, Load, Slot
 from draftsmith.server.errors import ApiError
 from draftsmith.server.home import Home
 from draftsmith.server.keys import ApiKey, KeyStore
 from draftsmith.server.limits import MinuteLimits
+from draftsmith.server.openai.meter import Meter
 from tests.cli.commands import draftsmith
 from tests.server.stub import answering, completion, events, serving, strict_client
 
@@ -89,6 +91,18 @@ async def answer(request: httpx.Request) -> httpx.Response:
     return events(
         *(b"data: " + json.dumps(one).encode() + b"\n\n" for one in pieces), b"data: [DONE]\n\n"
     )
+
+
+def test_a_stream_of_several_answers_costs_the_sum_of_them() -> None:
+    """vLLM's figures in the middle of a stream are those of one choice."""
+    slot = Slot(Admission(1, 1, 1), None, Load())
+    meter = Meter(slot, {"stream": True, "n": 2, "prompt": ["a", "b"]})
+    for index, prompt_tokens, tokens in ((0, 5, 1), (1, 5, 3), (2, 7, 2), (0, 5, 4)):
+        usage = {"prompt_tokens": prompt_tokens, "completion_tokens": tokens, "total_tokens": 0}
+        meter({"choices": [{"index": index}], "usage": usage})
+    assert slot.tokens == 5 + 7 + 4 + 3 + 2
+    meter({"choices": [], "usage": {"total_tokens": 40}})
+    assert slot.tokens == 40
 
 
 def test_over_http(tmp_path: Path, tiny_target: Path) -> None:

@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from draftsmith.server.app import create_app
 from draftsmith.server.engine.command import EngineConfig, engine_command, engine_environment
-from draftsmith.server.engine.remote import RemoteModel
+from draftsmith.server.engine.remote import RemoteEngine, RemoteModel
 from draftsmith.server.run import _listen
 from draftsmith.server.serve_file import read_serve_file
 from draftsmith.server.settings import Settings
@@ -53,6 +53,9 @@ def read(path: Path, text: str, **flags: Any) -> Any:
         ('[models.a]\ntarget = 3', "Setting 'models.a.target' is wrong: it must be a string."),
         ('[models.a]\ntarget = "t"\nlenience = 0.5', "lenience needs a draft"),
         ('[models.a]\ntarget = "t"\ntensor_parallel_size = 0', "'models.a.tensor_parallel_size'"),
+        ('[models.a]\nurl = "http://u:p@x"', "give no user or password in it"),
+        ('[models.a]\nurl = "http://x"\n[models.b]\nurl = "http://y"\nserved_model_name = "a"',
+         "two models are called 'a'"),
         ("models = 3", "there is no model"),
         ("[models]\na = 3", "Setting 'models.a' is wrong: it must be a table."),
     ],
@@ -112,6 +115,7 @@ class Other:
 
     def __init__(self) -> None:
         self.healthy = True
+        self.status, self.headers = 200, {"retry-after": "9"}
         self.seen: list[tuple[str | None, dict[str, Any]]] = []
         self.app = Starlette(
             routes=[
@@ -130,6 +134,9 @@ class Other:
     async def _complete(self, request: Request) -> Response:
         body = await request.json()
         self.seen.append((request.headers.get("authorization"), body))
+        if self.status != 200:
+            error = {"message": "secret of theirs", "code": self.status}
+            return JSONResponse({"error": error}, self.status, self.headers)
         return JSONResponse(completion("from afar") | {"model": body["model"]})
 
 
@@ -204,6 +211,20 @@ def test_models_beside_each_other(
             assert "another server's" in promote.json()["error"]["message"]
             assert httpx.get(f"{url}/metrics/models/far").text == "other_metric 1\n"
 
+            for status, seen, code in (
+                (429, 429, "rate_limit_exceeded"), (503, 503, "overloaded"),
+                (401, 500, "internal_error"), (404, 500, "internal_error"),
+                (500, 500, "internal_error"), (400, 400, "invalid_value"),
+            ):  # fmt: skip
+                other.status = status
+                with pytest.raises(openai.APIStatusError) as theirs:
+                    client.completions.create(model="far", prompt="a")
+                assert (theirs.value.status_code, theirs.value.code) == (seen, code)
+                assert ("secret" in theirs.value.message) == (status == 400)
+                if seen in (429, 503):
+                    assert theirs.value.response.headers["retry-after"] == "9"
+            other.status = 200
+
             other.healthy = False
             wait_until(lambda: _state(url, "far") == "restarting", 10, "it is noticed")
             with pytest.raises(openai.InternalServerError) as away:
@@ -226,3 +247,39 @@ def test_the_command_takes_models_from_one_place(tmp_path: Path) -> None:
     assert "Setting 'portt' is unknown" in one_sentence(draftsmith(tmp_path, *arguments))
     both = one_sentence(draftsmith(tmp_path, *arguments, "--target", "a"))
     assert "--target belongs into the file of --config" in both
+
+
+def test_what_a_server_keeps_that_went_away_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It took a request, and from then on nobody answers, though its port is open."""
+    monkeypatch.setattr("draftsmith.server.engine.remote._LOST_S", 1.0)
+    monkeypatch.setattr("draftsmith.server.engine.remote._HEALTH_TIMEOUT_S", 0.5)
+    answers = True
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while answers and (head := await reader.readuntil(b"\r\n\r\n")):
+            if head.startswith(b"POST"):
+                break
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+        await asyncio.sleep(60)
+
+    async def check() -> None:
+        nonlocal answers
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        engine = RemoteEngine(RemoteModel(served_model_name="m", url=f"http://127.0.0.1:{port}"))
+        engine.launch()
+        while engine.client is None:
+            await asyncio.sleep(0.01)
+        request = asyncio.create_task(engine.client.post("/v1/completions", json={}))
+        await asyncio.sleep(0.1)
+        answers = False
+        with pytest.raises(httpx.TransportError):
+            async with asyncio.timeout(15):
+                await request
+        assert engine.client is None
+        await engine.stop()
+        server.close()
+
+    asyncio.run(check())
