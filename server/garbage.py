@@ -127,8 +127,9 @@ class Collector:
 
     def _clear_staging(self) -> None:
         for path in (self._home.registry / "staging").glob("*"):
-            if time.time() - path.stat().st_mtime > _STALE_S:
-                shutil.rmtree(path, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):  # it was registered at this moment
+                if time.time() - path.stat().st_mtime > _STALE_S:
+                    shutil.rmtree(path, ignore_errors=True)
 
 
 def _commands() -> list[str]:
