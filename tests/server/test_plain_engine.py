@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx
 import openai
 import pytest
 
-from draftsmith.server.settings import load_settings
+from draftsmith.server.engine.interface import Engine
+from draftsmith.server.openai.routes import _engine_for
+from draftsmith.server.openai.schemas import CompletionRequest
+from draftsmith.server.served import Served
+from draftsmith.server.settings import Settings, load_settings
 from tests.server.conftest import Fleet, Models
 from tests.server.processes import MODEL, GatewayProcess
 from tests.server.stub import StubEngine, answering, completion, serving, strict_client
@@ -118,3 +123,19 @@ def test_two_engines_of_one_server(models: Models, tmp_path: Path) -> None:
     finally:
         server.stop()
     assert server.process.returncode == 0
+
+
+def test_an_answer_without_speculation_waits_for_no_plain_engine_that_is_away() -> None:
+    """The engine with the draft gives the same with lookahead 0, but not with a bias."""
+    settings = cast(Settings, SimpleNamespace(speculates=True, num_speculative_tokens=3))
+    engine, plain = StubEngine(httpx.AsyncClient()), StubEngine(None)
+    model = Served("m", engine, settings, plain)
+
+    def chosen(**fields: Any) -> Engine:
+        body = {"model": "m", "prompt": "a", "speculation": {"enabled": False}, **fields}
+        return _engine_for(model, CompletionRequest.model_validate(body))
+
+    assert chosen() is engine
+    assert chosen(logit_bias={"65": 1}) is plain
+    plain.client = engine.client
+    assert chosen() is plain
