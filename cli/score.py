@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from draftsmith.server.engine.load import LoadResult
+from draftsmith.server.named_function import load_function
 
 Scorer = Callable[[str, str], float]
 """(prompt, answer), both as text -> a number, the more the better."""
@@ -20,18 +20,8 @@ def load_scorer(name: str) -> Scorer:
     Raises:
         ValueError: it cannot be imported or called.
     """
-    module, _, function = name.partition(":")
     sys.path.insert(0, str(Path.cwd()))  # a file beside the prompts is a module too
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"--score {name} cannot be imported ({error}): give MODULE:FUNCTION."
-        ) from error
-    if not callable(found):
-        raise ValueError(f"--score {name} is not a function.")
-    scorer: Scorer = found
-    return scorer
+    return load_function(name, f"--score {name}")
 
 
 def mean_scores(

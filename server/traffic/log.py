@@ -6,7 +6,6 @@ nothing is written.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import time
@@ -18,6 +17,7 @@ from typing import BinaryIO
 
 from pydantic import ValidationError
 
+from draftsmith.server.named_function import load_function
 from draftsmith.server.traffic.record import Record
 
 _log = logging.getLogger("draftsmith.traffic")
@@ -145,17 +145,7 @@ def load_redaction(name: str) -> Redaction:
     Raises:
         ValueError: it cannot be imported or called.
     """
-    module, _, function = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"the redaction '{name}' cannot be imported ({error}): give module:function"
-        ) from error
-    if not callable(found):
-        raise ValueError(f"the redaction '{name}' is not a function")
-    redaction: Redaction = found
-    return redaction
+    return load_function(name, f"the redaction '{name}'")
 
 
 def _cut_torn_end(stream: BinaryIO) -> None:
